@@ -1,0 +1,130 @@
+"""Settings and where each was set.
+
+Order: command-line option > MEMPLAN_* environment > [tool.memplan] of the project's
+pyproject.toml > the user's config.toml > default. Places by platformdirs.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memplan.errors import UsageError
+
+__all__ = ["SETTINGS", "Origin", "Setting", "Value", "cache_dir", "load", "setting"]
+
+Origin = str
+"""Where a value was set: "default", "MEMPLAN_DATABASE", or a file's path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One thing that can be set."""
+
+    name: str
+    """Key in the files; the environment variable is MEMPLAN_ + upper case."""
+    default: str
+    """Value when nobody sets it."""
+    help: str
+    """One sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A setting's value in force."""
+
+    setting: Setting
+    """Which setting."""
+    value: str
+    """The value, as text."""
+    origin: Origin
+    """Where it was set."""
+
+
+def _dir(kind: str) -> Path:
+    import platformdirs
+
+    found = getattr(platformdirs, f"user_{kind}_dir")("memplan", appauthor=False)
+    return Path(str(found))
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be made again (tensor inventories)."""
+    return Path(setting("cache").value).expanduser()
+
+
+def _settings() -> dict[str, Setting]:
+    return {
+        item.name: item
+        for item in (
+            Setting(
+                name="database",
+                default=str(_dir("data") / "memplan.db"),
+                help="The SQLite file with plans, runs and samples.",
+            ),
+            Setting(
+                name="cache",
+                default=str(_dir("cache")),
+                help="Folder for tensor inventories of models that were built once.",
+            ),
+            Setting(name="unit", default="GiB", help="Unit of printed sizes: GiB, MiB or GB."),
+            Setting(name="interval", default="1.0", help="Seconds between the daemon's samples."),
+            Setting(
+                name="run_interval", default="0.1", help="Seconds between the samples of a run."
+            ),
+            Setting(name="theme", default="memplan-dark", help="The dashboard's colours."),
+        )
+    }
+
+
+SETTINGS = tuple(_settings())
+"""Names of all settings."""
+
+
+def _file_values(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    try:
+        data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read settings from {path}: {error}") from error
+    for key in keys:
+        data = data.get(key, {}) if isinstance(data, Mapping) else {}
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{path}: [{'.'.join(keys)}] is not a table")
+    unknown = sorted(set(data) - set(SETTINGS))
+    if unknown:
+        raise UsageError(f"{path}: unknown setting {unknown[0]!r}", hint="memplan config show")
+    return data
+
+
+def load(environ: Mapping[str, str] = os.environ, folder: Path | None = None) -> tuple[Value, ...]:
+    """Return every setting with its value and origin. Raises UsageError for a bad file."""
+    user_file = _dir("config") / "config.toml"
+    project_file = (folder or Path.cwd()) / "pyproject.toml"
+    layers = (
+        (project_file, _file_values(project_file, ("tool", "memplan"))),
+        (user_file, _file_values(user_file, ())),
+    )
+    return tuple(_resolve(item, environ, layers) for item in _settings().values())
+
+
+def _resolve(
+    item: Setting, environ: Mapping[str, str], layers: tuple[tuple[Path, Mapping[str, Any]], ...]
+) -> Value:
+    variable = f"MEMPLAN_{item.name.upper()}"
+    if environ.get(variable):
+        return Value(setting=item, value=environ[variable], origin=variable)
+    for path, values in layers:
+        if item.name in values:
+            return Value(setting=item, value=str(values[item.name]), origin=str(path))
+    return Value(setting=item, value=item.default, origin="default")
+
+
+def setting(name: str) -> Value:
+    """Return one setting in force."""
+    return next(value for value in load() if value.setting.name == name)

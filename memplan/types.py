@@ -1,0 +1,670 @@
+"""The core types: what flows through the program.
+
+    ModelSpec + Workload -> Footprint -> (+ Device) Plan -> (+ Run, Sample, Phase) Comparison
+
+All are frozen, slotted, keyword-only and hashable. Sizes are whole bytes, times whole
+nanoseconds since the epoch (UTC), and None means "not available" (never 0 or -1).
+Field names are the JSON keys; `memplan.serialize` turns each type to JSON and back.
+`extra` keeps the fields that a newer minor version wrote, so that a round trip loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, Literal, TypeVar
+
+__all__ = [
+    "PARTS",
+    "Basis",
+    "Change",
+    "Comparison",
+    "Device",
+    "DeviceComparison",
+    "DeviceKind",
+    "Footprint",
+    "FrozenMap",
+    "Layer",
+    "Ledger",
+    "Line",
+    "ModelSpec",
+    "ModelSummary",
+    "Part",
+    "PartComparison",
+    "Phase",
+    "Placement",
+    "Plan",
+    "Range",
+    "Run",
+    "RunStatus",
+    "Sample",
+    "Series",
+    "Tensor",
+    "Verdict",
+    "Workload",
+]
+
+V = TypeVar("V")
+
+Part = Literal[
+    "weights",
+    "kv_cache",
+    "state_cache",
+    "activations",
+    "gradients",
+    "optimizer",
+    "buffers",
+    "overhead",
+]
+Basis = Literal["exact", "formula", "trace", "measured", "assumed"]
+DeviceKind = Literal["gpu", "cpu", "disk"]
+ModelSource = Literal["safetensors", "gguf", "config", "hub", "catalog", "module"]
+TensorKind = Literal["parameter", "buffer"]
+RunStatus = Literal["running", "finished", "failed", "lost"]
+CompareVerdict = Literal["within", "over", "under"]
+
+PARTS: tuple[Part, ...] = (
+    "weights",
+    "kv_cache",
+    "state_cache",
+    "activations",
+    "gradients",
+    "optimizer",
+    "buffers",
+    "overhead",
+)
+"""Every part in the order in which it is printed."""
+
+class FrozenMap(Mapping[str, V], Generic[V]):
+    """A read-only, hashable mapping with string keys that keeps its order."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, V] | None = None) -> None:
+        self._items: dict[str, V] = dict(items or {})
+
+    def __getitem__(self, key: str) -> V:
+        """Return the value of a key."""
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys in their order."""
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        """Hash by content, whatever the order."""
+        return hash(frozenset(self._items.items()))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by content, also with a dict."""
+        if isinstance(other, FrozenMap):
+            return self._items == other._items
+        return self._items == other
+
+    def __repr__(self) -> str:
+        """Show the content."""
+        return f"FrozenMap({self._items!r})"
+
+Extra = FrozenMap[str]
+"""Unknown fields of newer versions: name -> JSON text."""
+
+def _no_extra() -> FrozenMap[str]:
+    return FrozenMap()
+
+def _not_negative(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{type(owner).__name__}.{name} must not be negative: {value}")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One stored tensor of a model."""
+
+    name: str
+    """Full name, such as "model.layers.0.mlp.up_proj.weight"."""
+    shape: tuple[int, ...]
+    """Elements along each axis."""
+    dtype: str
+    """torch's dtype name, such as "bfloat16"."""
+    bytes: int
+    """Stored size in bytes."""
+    kind: TensorKind = "parameter"
+    """A parameter, or a buffer (counted with `buffers`, placed with its module)."""
+    tied_to: str | None = None
+    """Name of the tensor whose storage this one shares; its bytes are then counted there only."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes make sense."""
+        _not_negative(self, "bytes")
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"tensor {self.name} has a negative size: {self.shape}")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """What one decoder layer keeps between tokens, and how wide it works inside."""
+
+    kind: str
+    """"full_attention", "sliding_attention", "chunked_attention", "mla" ...: the cache rule."""
+    kv_heads: int = 0
+    """Key/value heads that are cached."""
+    key_dim: int = 0
+    """Elements of one cached key head (MLA: the latent, kv_lora_rank)."""
+    value_dim: int = 0
+    """Elements of one cached value head (MLA: the rotary part, qk_rope_head_dim)."""
+    window: int | None = None
+    """Tokens that a sliding or chunked layer looks at."""
+    intermediate: int = 0
+    """Widest inner size of the feed-forward part, per token, in elements."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes make sense."""
+        _not_negative(self, "kv_heads", "key_dim", "value_dim", "window", "intermediate")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What is loaded: every tensor, and the facts that the formulas need."""
+
+    SCHEMA: ClassVar[str] = "memplan.model/1"
+
+    name: str
+    """The argument's last part, for people."""
+    architecture: str | None
+    """Model class, such as "LlamaForCausalLM"."""
+    model_type: str | None
+    """transformers' model type, such as "llama"."""
+    source: ModelSource
+    """Where the tensor list comes from."""
+    path: str | None
+    """Folder or file it was read from."""
+    tensors: tuple[Tensor, ...]
+    """Every parameter and buffer in definition (or file) order; tied ones name their owner."""
+    layers: tuple[Layer, ...]
+    """One entry per decoder layer that can hold a cache."""
+    dtype: str
+    """The model's own dtype (most bytes of its weights), torch's name."""
+    weight_format: str
+    """How the weights are stored: "bfloat16", "float8_e4m3fn", a quantization's name ..."""
+    hidden: int = 0
+    """Hidden size h."""
+    heads: int = 0
+    """Query heads."""
+    head_dim: int = 0
+    """Elements of one query head."""
+    vocab: int = 0
+    """Rows of the output matrix."""
+    max_context: int | None = None
+    """Longest context that the config names, tokens."""
+    active_parameters: int | None = None
+    """Parameters that one token passes through (mixture of experts), if known."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameter elements, tied ones once."""
+        return sum(_elements(t) for t in self.tensors if t.kind == "parameter" and not t.tied_to)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters, tied ones once."""
+        return sum(t.bytes for t in self.tensors if t.kind == "parameter" and not t.tied_to)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of all buffers, shared ones once."""
+        return sum(t.bytes for t in self.tensors if t.kind == "buffer" and not t.tied_to)
+
+    def summary(self) -> ModelSummary:
+        """Return the short form that plans carry."""
+        return ModelSummary(
+            name=self.name,
+            architecture=self.architecture,
+            source=self.source,
+            parameters=self.parameters,
+            active_parameters=self.active_parameters,
+            layers=len(self.layers),
+            weight_format=self.weight_format,
+            path=self.path,
+        )
+
+def _elements(tensor: Tensor) -> int:
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    return count
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSummary:
+    """The `model` block of a plan."""
+
+    name: str
+    """Name for people."""
+    architecture: str | None
+    """Model class."""
+    source: ModelSource
+    """Where the tensor list comes from."""
+    parameters: int
+    """Parameter elements, tied ones once."""
+    active_parameters: int | None
+    """Parameters that one token passes through, if known."""
+    layers: int
+    """Decoder layers."""
+    weight_format: str
+    """How the weights are stored."""
+    path: str | None = None
+    """Folder or file it was read from."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is done with the model. Names are the command line's; None = does not apply."""
+
+    task: Literal["infer", "train"] = "infer"
+    """Generate tokens, or update weights."""
+    runtime: str = "transformers"
+    """The engine whose rules hold."""
+    dtype: str = "bfloat16"
+    """dtype of the weights as loaded."""
+    quant: str = "none"
+    """Quantization applied at load."""
+    context: int | None = None
+    """Tokens that each sequence's cache holds (infer)."""
+    batch: int = 1
+    """Sequences at once."""
+    prefill_chunk: int | None = None
+    """Prompt tokens per sequence in one forward pass (infer); None = the whole context."""
+    kv_dtype: str | None = None
+    """dtype of the cache (infer)."""
+    attention: str = "sdpa"
+    """Attention implementation."""
+    method: str | None = None
+    """"full", "lora" ... (train)."""
+    optimizer: str | None = None
+    """Optimizer's name (train)."""
+    seq: int | None = None
+    """Tokens of each training sequence (train)."""
+    grad_accum: int | None = None
+    """Micro-batches before each optimizer step (train)."""
+    checkpointing: str | None = None
+    """Activation checkpointing: "none" or "full" (train)."""
+    precision: str | None = None
+    """Arithmetic and master weights: "bf16", "bf16-mixed", "fp16-mixed", "fp32" (train)."""
+    loss: str | None = None
+    """"full-logits": all logits at once (train)."""
+    lora_rank: int | None = None
+    """Rank of the adapters (train, lora)."""
+    lora_targets: str | None = None
+    """Modules that get adapters (train, lora)."""
+    gpus: int = 1
+    """Devices that share the work."""
+    nodes: int = 1
+    """Machines."""
+    strategy: str | None = None
+    """How several devices share the work."""
+    tp: int = 1
+    """Tensor-parallel degree."""
+    pp: int = 1
+    """Pipeline-parallel degree."""
+    dp: int = 1
+    """Data-parallel degree."""
+    ep: int = 1
+    """Expert-parallel degree."""
+    cp: int = 1
+    """Context-parallel degree."""
+    prune: str | None = None
+    """Structured pruning applied before loading."""
+    sparsity: float | None = None
+    """Share of zero weights, 0 to 1."""
+    sparse_format: str | None = None
+    """How sparse weights are stored."""
+    estimator: Literal["formula", "trace"] = "formula"
+    """How activations are found."""
+    assumed: tuple[str, ...] = ()
+    """Names of the options that nobody set: defaults."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+    def __post_init__(self) -> None:
+        """Check that every count is at least one."""
+        for name in ("context", "batch", "prefill_chunk", "seq", "grad_accum", "gpus", "nodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One part of a footprint at the peak, with where the number comes from."""
+
+    part: Part
+    """Which part."""
+    bytes: int
+    """Best estimate."""
+    low_bytes: int
+    """Lower end of the band."""
+    high_bytes: int
+    """Upper end of the band."""
+    basis: Basis
+    """How it is known."""
+    source: str
+    """The rule in words, or where the number was read."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+    def __post_init__(self) -> None:
+        """Check that the band holds the estimate."""
+        _not_negative(self, "low_bytes")
+        if not self.low_bytes <= self.bytes <= self.high_bytes:
+            raise ValueError(
+                f"{self.part}: {self.bytes} lies outside its band "
+                f"{self.low_bytes}..{self.high_bytes}"
+            )
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What one workload needs on one device that holds everything, part by part."""
+
+    SCHEMA: ClassVar[str] = "memplan.footprint/1"
+    DERIVED: ClassVar[tuple[str, ...]] = ("total_bytes", "low_bytes", "high_bytes")
+
+    lines: tuple[Line, ...]
+    """Parts that are alive at the peak; they add up to the total."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Best estimate of the peak."""
+        return sum(line.bytes for line in self.lines)
+
+    @property
+    def low_bytes(self) -> int:
+        """Lower end of the peak's band."""
+        return sum(line.low_bytes for line in self.lines)
+
+    @property
+    def high_bytes(self) -> int:
+        """Upper end of the peak's band."""
+        return sum(line.high_bytes for line in self.lines)
+
+    def part(self, part: Part) -> int:
+        """Return the bytes of one part (0 when it has no line)."""
+        return sum(line.bytes for line in self.lines if line.part == part)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Where bytes can go."""
+
+    name: str
+    """"cuda:0", "cpu", "disk": the name used in device maps."""
+    kind: DeviceKind
+    """What it is."""
+    capacity_bytes: int
+    """All of its memory (disk: free space)."""
+    reserve_bytes: int = 0
+    """Left untouched for others."""
+    bandwidth: int | None = None
+    """Bytes a second from here to the device that computes; None = not known."""
+    label: str = ""
+    """Product name for people."""
+    uuid: str | None = None
+    """Stable identity of a GPU."""
+    source: str = ""
+    """Where the numbers come from."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes make sense."""
+        _not_negative(self, "capacity_bytes", "reserve_bytes", "bandwidth")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """What one device of a plan holds: the `devices` block."""
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("total_bytes", "free_bytes")
+
+    name: str
+    """Device name."""
+    kind: DeviceKind
+    """What it is."""
+    capacity_bytes: int
+    """All of its memory."""
+    reserve_bytes: int
+    """Left untouched."""
+    parts: FrozenMap[int]
+    """Bytes of each part that lives here at the peak."""
+    low_bytes: int
+    """Lower end of the band of the total."""
+    high_bytes: int
+    """Upper end of the band of the total."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that lives here at the peak."""
+        return sum(self.parts.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left after parts and reserve; negative when it does not fit."""
+        return self.capacity_bytes - self.reserve_bytes - self.total_bytes
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """An estimate with its band; all None when nothing is known."""
+
+    value: float | None
+    """Best estimate."""
+    low: float | None
+    """Lower end."""
+    high: float | None
+    """Upper end."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where every module goes, and what that costs."""
+
+    device_map: FrozenMap[str]
+    """Module path -> device name; prefix-free, covers every parameter and buffer."""
+    offloaded_bytes: int
+    """Weights that do not live on a device that computes."""
+    streamed_bytes_per_token: int
+    """Bytes copied to the computing device for each forward pass."""
+    decode_tokens_per_s: Range
+    """Speed of one sequence's decoding, bound by the copies; None when nothing is streamed."""
+    policy: str
+    """The rule that made this placement, in words."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One change of one option that would make the plan fit."""
+
+    option: str
+    """Command-line option without dashes."""
+    value: str
+    """Its new value."""
+    total_bytes: int
+    """The peak with it."""
+    note: str
+    """What it costs, in words."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Does it fit, and why."""
+
+    fits: bool
+    """True when every device holds its share within capacity less reserve."""
+    reason: str
+    """One sentence."""
+    changes: tuple[Change, ...] = ()
+    """What would make it fit, smallest change first."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Where everything goes and whether it fits."""
+
+    SCHEMA: ClassVar[str] = "memplan.plan/1"
+
+    id: str | None
+    """Name in the database; None when it was not saved."""
+    model: ModelSummary
+    """What is loaded."""
+    workload: Workload
+    """What is done with it."""
+    footprint: Footprint
+    """What it needs (on the most loaded device when there are several GPUs)."""
+    devices: tuple[Ledger, ...]
+    """What each device holds."""
+    placement: Placement
+    """Where each module goes."""
+    verdict: Verdict
+    """Does it fit."""
+    created_ns: int = 0
+    """When it was made."""
+    memplan_version: str = ""
+    """Which memplan made it."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """What a number is about: one quantity of one thing, in one run or on the host at large."""
+
+    run_id: str | None
+    """The run it was sampled for; None for the host's own samples."""
+    entity: str
+    """"host", "tree", "process:4711", "cgroup", "gpu:<uuid>", "torch:cuda:0" ..."""
+    metric: str
+    """"rss_bytes", "used_bytes", "allocated_bytes" ...: the unit is the last word."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One measured number."""
+
+    series: Series
+    """What it is about."""
+    t_ns: int
+    """When, wall clock."""
+    value: int
+    """Bytes (or a count, by the metric's name)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of a run that the program itself named, with counters read at its end."""
+
+    SCHEMA: ClassVar[str] = "memplan.phase/1"
+
+    run_id: str
+    """The run it belongs to."""
+    name: str
+    """"load", "prefill", "decode", "forward", "backward", "optimizer_step" ..."""
+    pid: int
+    """The process that reported it."""
+    started_ns: int
+    """Begin, wall clock."""
+    ended_ns: int | None
+    """End; None while it runs or when it was cut off."""
+    counters: FrozenMap[int]
+    """"<device>.<quantity>" -> bytes, such as "cpu.weights", "cuda:0.peak_reserved", "process.hwm"."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One command that was watched."""
+
+    SCHEMA: ClassVar[str] = "memplan.run/1"
+
+    id: str
+    """Name in the database."""
+    plan_id: str | None
+    """The plan it is held against."""
+    command: tuple[str, ...]
+    """What was started."""
+    host: str
+    """Machine's name."""
+    pid: int | None
+    """Process at the root of the tree."""
+    started_ns: int
+    """Begin, wall clock."""
+    ended_ns: int | None = None
+    """End; None while it runs."""
+    exit_code: int | None = None
+    """The command's exit code (128 + signal when it was killed)."""
+    status: RunStatus = "running"
+    """"lost" = the sampler died before the command did."""
+    versions: FrozenMap[str] = field(default_factory=FrozenMap)
+    """memplan, python, torch, driver ... at the time."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartComparison:
+    """One part, planned beside measured."""
+
+    part: Part
+    """Which part."""
+    planned_bytes: int
+    """By the plan."""
+    measured_bytes: int | None
+    """By the run; None = nobody measured it."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceComparison:
+    """One device, planned beside measured."""
+
+    name: str
+    """Device name of the plan."""
+    planned_bytes: int
+    """Planned peak."""
+    low_bytes: int
+    """Lower end of the plan's band."""
+    high_bytes: int
+    """Upper end of the plan's band."""
+    peak_bytes: int | None
+    """Measured peak (process or allocated bytes, see `measured_by`)."""
+    peak_reserved_bytes: int | None
+    """Peak of the allocator's reserved bytes, where there is one."""
+    gap_bytes: int | None
+    """Measured less planned peak."""
+    within_band: bool | None
+    """Is the measured peak inside the band; None when nothing was measured."""
+    parts: tuple[PartComparison, ...]
+    """Part by part."""
+    unaccounted_bytes: int | None
+    """Measured peak less every part as measured (as planned where not measured)."""
+    measured_by: str = ""
+    """The counter behind `peak_bytes`."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Plan beside measurement."""
+
+    SCHEMA: ClassVar[str] = "memplan.comparison/1"
+
+    run: Run
+    """What was measured."""
+    plan_id: str | None
+    """What it is held against."""
+    devices: tuple[DeviceComparison, ...]
+    """Device by device."""
+    verdict: CompareVerdict
+    """"over" when a peak lies above its band, else "under" when one lies below, else "within"."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to judge the numbers."""
+    extra: Extra = field(default_factory=_no_extra)
+    """Unknown fields of a newer version."""
+
+Core = ModelSpec | Footprint | Plan | Run | Phase | Comparison
+"""The types that stand alone as JSON documents, each with a schema tag."""
