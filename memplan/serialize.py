@@ -65,7 +65,9 @@ def loads(text: str, cls: type[T]) -> T:
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"not valid JSON: {error}", hint="check that the file is complete") from error
+        raise SchemaError(
+            f"not valid JSON: {error}", hint="check that the file is complete"
+        ) from error
     return from_dict(data, cls)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "ModelSummary",
     "Part",
     "PartComparison",
+    "Peak",
     "Phase",
     "Placement",
     "Plan",
@@ -75,6 +76,7 @@ PARTS: tuple[Part, ...] = (
 )
 """Every part in the order in which it is printed."""
 
+
 class FrozenMap(Mapping[str, V], Generic[V]):
     """A read-only, hashable mapping with string keys that keeps its order."""
 
@@ -109,17 +111,21 @@ class FrozenMap(Mapping[str, V], Generic[V]):
         """Show the content."""
         return f"FrozenMap({self._items!r})"
 
+
 Extra = FrozenMap[str]
 """Unknown fields of newer versions: name -> JSON text."""
 
+
 def _no_extra() -> FrozenMap[str]:
     return FrozenMap()
+
 
 def _not_negative(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if value is not None and value < 0:
             raise ValueError(f"{type(owner).__name__}.{name} must not be negative: {value}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
@@ -144,6 +150,7 @@ class Tensor:
         if any(size < 0 for size in self.shape):
             raise ValueError(f"tensor {self.name} has a negative size: {self.shape}")
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """What one decoder layer keeps between tokens, and how wide it works inside."""
@@ -164,6 +171,7 @@ class Layer:
     def __post_init__(self) -> None:
         """Check that the sizes make sense."""
         _not_negative(self, "kv_heads", "key_dim", "value_dim", "window", "intermediate")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
@@ -232,11 +240,13 @@ class ModelSpec:
             path=self.path,
         )
 
+
 def _elements(tensor: Tensor) -> int:
     count = 1
     for size in tensor.shape:
         count *= size
     return count
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
@@ -260,6 +270,7 @@ class ModelSummary:
     """Folder or file it was read from."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -337,6 +348,7 @@ class Workload:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One part of a footprint at the peak, with where the number comes from."""
@@ -364,6 +376,7 @@ class Line:
                 f"{self.part}: {self.bytes} lies outside its band "
                 f"{self.low_bytes}..{self.high_bytes}"
             )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
@@ -396,6 +409,7 @@ class Footprint:
         """Return the bytes of one part (0 when it has no line)."""
         return sum(line.bytes for line in self.lines if line.part == part)
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """Where bytes can go."""
@@ -422,6 +436,7 @@ class Device:
     def __post_init__(self) -> None:
         """Check that the sizes make sense."""
         _not_negative(self, "capacity_bytes", "reserve_bytes", "bandwidth")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
@@ -456,6 +471,7 @@ class Ledger:
         """What is left after parts and reserve; negative when it does not fit."""
         return self.capacity_bytes - self.reserve_bytes - self.total_bytes
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
     """An estimate with its band; all None when nothing is known."""
@@ -466,6 +482,7 @@ class Range:
     """Lower end."""
     high: float | None
     """Upper end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -484,6 +501,7 @@ class Placement:
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One change of one option that would make the plan fit."""
@@ -497,6 +515,7 @@ class Change:
     note: str
     """What it costs, in words."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Does it fit, and why."""
@@ -507,6 +526,7 @@ class Verdict:
     """One sentence."""
     changes: tuple[Change, ...] = ()
     """What would make it fit, smallest change first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -535,6 +555,7 @@ class Plan:
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """What a number is about: one quantity of one thing, in one run or on the host at large."""
@@ -546,6 +567,7 @@ class Series:
     metric: str
     """"rss_bytes", "used_bytes", "allocated_bytes" ...: the unit is the last word."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One measured number."""
@@ -556,6 +578,21 @@ class Sample:
     """When, wall clock."""
     value: int
     """Bytes (or a count, by the metric's name)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The highest value of one series."""
+
+    series: Series
+    """What it is about."""
+    value: int
+    """The highest value."""
+    t_ns: int
+    """When it was first reached, wall clock."""
+    count: int
+    """Samples that were looked at."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
@@ -574,9 +611,13 @@ class Phase:
     ended_ns: int | None
     """End; None while it runs or when it was cut off."""
     counters: FrozenMap[int]
-    """"<device>.<quantity>" -> bytes, such as "cpu.weights", "cuda:0.peak_reserved", "process.hwm"."""
+    """Name -> bytes at the end of the phase:
+    "<device>.weights|gradients|optimizer|kv_cache|buffers" (sums over live tensors, device being
+    "cpu", "cuda:0" or "disk"), "<device>.allocated|reserved|peak_allocated|peak_reserved"
+    (the allocator's counters, where there is one), "process.rss|rss_anon|rss_file|hwm"."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -607,6 +648,7 @@ class Run:
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartComparison:
     """One part, planned beside measured."""
@@ -617,6 +659,7 @@ class PartComparison:
     """By the plan."""
     measured_bytes: int | None
     """By the run; None = nobody measured it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceComparison:
@@ -647,6 +690,7 @@ class DeviceComparison:
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Plan beside measurement."""
@@ -665,6 +709,7 @@ class Comparison:
     """What a reader must know to judge the numbers."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
+
 
 Core = ModelSpec | Footprint | Plan | Run | Phase | Comparison
 """The types that stand alone as JSON documents, each with a schema tag."""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from memplan.types import Device, Phase, Plan, Run, Sample, Series
+from memplan.types import Device, Peak, Phase, Plan, Run, Sample
 
-__all__ = ["Peak", "Reader", "SampleBatch", "Writer"]
+__all__ = ["Reader", "SampleBatch", "Writer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,20 +25,6 @@ class SampleBatch:
     """Pass it to the next call to get only newer samples; unchanged when nothing is newer."""
     samples: tuple[Sample, ...]
     """Oldest first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peak:
-    """The highest value of one series."""
-
-    series: Series
-    """What it is about."""
-    value: int
-    """The highest value."""
-    t_ns: int
-    """When it was first reached, wall clock."""
-    count: int
-    """Samples that were looked at."""
 
 
 class Writer(Protocol):
