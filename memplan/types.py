@@ -197,6 +197,9 @@ class ModelSpec:
     """The model's own dtype (most bytes of its weights), torch's name."""
     weight_format: str
     """How the weights are stored: "bfloat16", "float8_e4m3fn", a quantization's name ..."""
+    exact_modules: bool = True
+    """True when tensor names are those of the loaded model; False when they are a file's (a
+    loader may rename or fuse them, and buffers that are not stored do not show)."""
     hidden: int = 0
     """Hidden size h."""
     heads: int = 0

@@ -1,1 +1,1 @@
-"""."""
+"""File formats, read from bytes that somebody else fetched: no I/O here, no torch."""

@@ -1,0 +1,166 @@
+"""The tensors of a model from its config alone: built by transformers on the meta device.
+
+No weight is allocated and nothing is downloaded. Every architecture that transformers can build
+is exact by construction, ties included (a plain `torch.device("meta")` context keeps them, where
+accelerate's `init_empty_weights` breaks them). Imports torch: seconds the first time, so the
+result is kept by `memplan.models.inventory`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from memplan.errors import (
+    BadModelError,
+    MemplanError,
+    MissingDependencyError,
+    UnsupportedModelError,
+)
+from memplan.types import Tensor
+
+__all__ = ["Inventory", "build_inventory", "module_tensors"]
+
+Inventory = tuple[tuple[Tensor, ...], dict[str, Any]]
+"""Tensors in definition order, and the config with transformers' defaults filled in."""
+
+
+def build_inventory(
+    config_path: Path, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> Inventory:
+    """Build the model of a config file on the meta device and list its tensors.
+
+    Args:
+        config_path: a config.json (only with trust_remote_code is code beside it run).
+        dtype: torch's dtype name to build in; None = what the config says, else float32.
+        trust_remote_code: run the Python files of the folder. Never set by memplan itself.
+
+    Raises MissingDependencyError without torch and transformers, UnsupportedModelError for an
+    architecture that this transformers does not know, BadModelError for a config that it refuses.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"reading a model from its config alone needs torch and transformers ({error})",
+            hint="pip install 'memplan[models]'",
+        ) from error
+    with _quiet(transformers):
+        config = _load_config(transformers, config_path, trust_remote_code=trust_remote_code)
+        if dtype is not None:
+            config.dtype = getattr(torch, dtype)
+        model = _build(torch, transformers, config, trust_remote_code=trust_remote_code)
+        return module_tensors(model), _plain(config.to_dict())
+
+
+def _load_config(transformers: Any, config_path: Path, *, trust_remote_code: bool) -> Any:
+    from memplan.models.files import read_json
+
+    raw = read_json(config_path)
+    model_type = raw.get("model_type")
+    known = model_type in transformers.CONFIG_MAPPING
+    if not known and raw.get("auto_map") and not trust_remote_code:
+        raise UnsupportedModelError(
+            f"{config_path}: model type {model_type!r} needs Python code from the model's folder",
+            hint="read that code, then repeat with --trust-remote-code",
+        )
+    if not known and not raw.get("auto_map"):
+        raise UnsupportedModelError(
+            f"{config_path}: transformers {transformers.__version__} does not know model type "
+            f"{model_type!r}",
+            hint="upgrade transformers, or name a folder with safetensors files (headers suffice)",
+        )
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            str(config_path), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise _refused(config_path, error) from error
+
+
+def _build(torch: Any, transformers: Any, config: Any, *, trust_remote_code: bool) -> Any:
+    names = config.architectures or []
+    cls = getattr(transformers, names[0], None) if names else None
+    try:
+        with torch.device("meta"):
+            if cls is not None and hasattr(cls, "_from_config"):
+                return cls._from_config(config)  # noqa: SLF001 - what AutoModel.from_config calls
+            return transformers.AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    except MemplanError:
+        raise
+    except Exception as error:
+        raise _refused("the config", error) from error
+
+
+def _refused(what: Path | str, error: Exception) -> BadModelError:
+    text = " ".join(str(error).split())
+    return BadModelError(
+        f"transformers cannot build the model of {what}: {type(error).__name__}: "
+        f"{text[:300]}",
+        hint="check the config file (memplan --debug shows the traceback)",
+    )
+
+
+def module_tensors(model: Any) -> tuple[Tensor, ...]:
+    """List the parameters and buffers of an nn.Module in definition order.
+
+    A tensor that is reached by a second name is listed again with `tied_to` = its first name.
+    """
+    first: dict[int, str] = {}
+    result = []
+    for kind in ("parameter", "buffer"):
+        for name, tensor in getattr(model, f"named_{kind}s")(remove_duplicate=False):
+            owner = first.setdefault(id(tensor), name)
+            result.append(
+                Tensor(
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    dtype=str(tensor.dtype).removeprefix("torch."),
+                    bytes=tensor.numel() * tensor.element_size(),
+                    kind="parameter" if kind == "parameter" else "buffer",
+                    tied_to=None if owner == name else owner,
+                )
+            )
+    return tuple(result)
+
+
+def _plain(value: Any) -> Any:
+    """Return a config's dict with only what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return str(value).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep the library's chatter off the terminal: a plan's answer is all that is printed."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        transformers.logging.set_verbosity(level)
+        if offline is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = offline

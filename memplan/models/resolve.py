@@ -1,0 +1,233 @@
+"""MODEL argument -> ModelSpec.
+
+    folder with *.safetensors     headers (no torch); module names from a kept inventory if any
+    folder with config.json only  meta build by transformers, kept by content
+    config.json                   the same
+    *.safetensors, *.index.json   headers; config.json beside them is used when there
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from memplan.errors import BadModelError, ModelNotFoundError, UnsupportedModelError
+from memplan.models.facts import Facts, read_facts, text_config
+from memplan.models.files import read_json, read_safetensors, read_sharded
+from memplan.models.inventory import load_inventory, save_inventory
+from memplan.types import ModelSource, ModelSpec, Tensor
+from memplan.units import DTYPE_BITS, dtype_name
+
+__all__ = ["resolve"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def resolve(
+    argument: str,
+    *,
+    dtype: str | None = None,
+    exact_modules: bool = False,
+    trust_remote_code: bool = False,
+) -> ModelSpec:
+    """Read the model that a command line names.
+
+    Args:
+        argument: folder, config.json, *.safetensors or *.safetensors.index.json.
+        dtype: torch's name of the dtype that the weights will be loaded in; None = the model's.
+        exact_modules: build the model when the headers alone do not show its modules (imports
+            torch); without it, that is done only for a bare config.
+        trust_remote_code: run Python code from the model's folder.
+
+    Raises ModelNotFoundError, BadModelError, UnsupportedModelError, MissingDependencyError.
+    """
+    path = Path(argument).expanduser()
+    config_path, tensors = _read(path, argument)
+    config = read_json(config_path) if config_path else None
+    loader = _Loader(path, config_path, trust_remote_code=trust_remote_code)
+    if tensors is None:
+        if config is None or config_path is None:
+            raise _not_found(argument)
+        wanted = dtype or _config_dtype(config)
+        built, filled = loader.inventory(config, wanted)
+        return loader.spec(filled, built, "config", exact=True)
+    wanted = dtype or (_config_dtype(config) if config else None)
+    converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
+    if config is None:
+        return loader.spec(None, converted, "safetensors", exact=False)
+    found = load_inventory(config, wanted)
+    if found is None and exact_modules:
+        found = loader.inventory(config, wanted)
+    if found is not None and _same_weights(found[0], converted):
+        return loader.spec(found[1], found[0], "safetensors", exact=True)
+    return loader.spec(config, converted, "safetensors", exact=False)
+
+
+def _read(path: Path, argument: str) -> tuple[Path | None, tuple[Tensor, ...] | None]:
+    """Return the config's place (or None) and the tensors from headers (or None)."""
+    if path.is_dir():
+        config = path / "config.json"
+        return (config if config.exists() else None), _read_folder(path)
+    if not path.exists():
+        raise _not_found(argument)
+    beside = path.parent / "config.json"
+    config_path = beside if beside.exists() else None
+    if path.name.endswith(".safetensors.index.json"):
+        return config_path, read_sharded(path)
+    if path.suffix == ".safetensors":
+        return config_path, read_safetensors(path)
+    if path.suffix == ".json":
+        return path, None
+    raise UnsupportedModelError(
+        f"{argument} is no kind of model file that memplan reads",
+        hint="name a folder, a config.json, a .safetensors file or its .index.json",
+    )
+
+
+def _read_folder(folder: Path) -> tuple[Tensor, ...] | None:
+    if (folder / _INDEX).exists():
+        return read_sharded(folder / _INDEX)
+    if (folder / _SINGLE).exists():
+        return read_safetensors(folder / _SINGLE)
+    others = sorted(folder.glob("*.safetensors.index.json"))
+    if others:
+        return read_sharded(others[0])
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_safetensors(files[0])
+    if files:
+        raise BadModelError(
+            f"{folder} has {len(files)} safetensors files and no index",
+            hint=f"download {_INDEX} too, or name one file",
+        )
+    return None
+
+
+def _not_found(argument: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"no model at {argument!r}",
+        hint="name a folder with config.json, a config.json or a .safetensors file",
+    )
+
+
+def _config_dtype(config: Mapping[str, Any]) -> str | None:
+    for part in (config, text_config(config)):
+        value = part.get("dtype") or part.get("torch_dtype")
+        if isinstance(value, str) and value != "auto":
+            return dtype_name(value)
+    return None
+
+
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
+
+
+def _convert(tensor: Tensor, dtype: str) -> Tensor:
+    """Return the tensor as loaded in a dtype: plain floats are cast, packed ones are kept."""
+    if tensor.dtype not in _FLOATS or tensor.dtype == dtype:
+        return tensor
+    size = tensor.bytes * DTYPE_BITS[dtype] // DTYPE_BITS[tensor.dtype]
+    return replace(tensor, dtype=dtype, bytes=size)
+
+
+def _same_weights(built: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> bool:
+    want = sum(t.bytes for t in built if t.kind == "parameter" and not t.tied_to)
+    return want == sum(t.bytes for t in read)
+
+
+class _Loader:
+    """Turns tensors and a config into a ModelSpec."""
+
+    def __init__(self, path: Path, config_path: Path | None, *, trust_remote_code: bool) -> None:
+        self.path = path
+        self.config_path = config_path
+        self.trust_remote_code = trust_remote_code
+        parent = path if path.is_dir() or path.name != "config.json" else path.parent
+        self.name = parent.resolve().name
+
+    def inventory(
+        self, config: dict[str, Any], dtype: str | None
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Return the meta build of the config, kept or made now."""
+        found = load_inventory(config, dtype)
+        if found is not None and not self.trust_remote_code:
+            return found
+        from memplan.models.meta import build_inventory
+
+        read_facts(config)
+        assert self.config_path is not None
+        tensors, filled = build_inventory(
+            self.config_path, dtype=dtype, trust_remote_code=self.trust_remote_code
+        )
+        if not self.trust_remote_code:
+            save_inventory(config, dtype, tensors, filled)
+        return tensors, filled
+
+    def spec(
+        self,
+        config: Mapping[str, Any] | None,
+        tensors: tuple[Tensor, ...],
+        source: ModelSource,
+        *,
+        exact: bool,
+    ) -> ModelSpec:
+        """Put the parts together."""
+        facts = read_facts(config, tensors) if config is not None else None
+        names = (config or {}).get("architectures") or [None]
+        dtype = _main_dtype(tensors)
+        return ModelSpec(
+            name=self.name,
+            architecture=names[0] if isinstance(names[0], str) else None,
+            model_type=_model_type(config),
+            source=source,
+            path=str(self.path),
+            tensors=tensors,
+            layers=facts.layers if facts else (),
+            dtype=dtype,
+            weight_format=_weight_format(config, dtype),
+            exact_modules=exact,
+            hidden=facts.hidden if facts else 0,
+            heads=facts.heads if facts else 0,
+            head_dim=facts.head_dim if facts else 0,
+            vocab=facts.vocab if facts else 0,
+            max_context=facts.max_context if facts else None,
+            active_parameters=_active(tensors, facts),
+        )
+
+
+def _model_type(config: Mapping[str, Any] | None) -> str | None:
+    value = (config or {}).get("model_type")
+    return value if isinstance(value, str) else None
+
+
+def _main_dtype(tensors: tuple[Tensor, ...]) -> str:
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.kind == "parameter" and not tensor.tied_to:
+            sizes[tensor.dtype] += tensor.bytes
+    if not sizes:
+        raise BadModelError("the model has no tensors", hint="check the file")
+    return sizes.most_common(1)[0][0]
+
+
+def _weight_format(config: Mapping[str, Any] | None, dtype: str) -> str:
+    quantization = (config or {}).get("quantization_config")
+    if isinstance(quantization, Mapping) and quantization.get("quant_method"):
+        return str(quantization["quant_method"])
+    return dtype
+
+
+def _active(tensors: tuple[Tensor, ...], facts: Facts | None) -> int | None:
+    """Return the parameters one token uses: routed experts count by the share that is chosen."""
+    if facts is None or not facts.experts or not facts.experts_per_token:
+        return None
+    total = routed = 0
+    for tensor in tensors:
+        if tensor.kind == "parameter" and not tensor.tied_to:
+            count = tensor.bytes * 8 // DTYPE_BITS[tensor.dtype]
+            total += count
+            routed += count if ".experts." in tensor.name else 0
+    return total - routed + routed * facts.experts_per_token // facts.experts
