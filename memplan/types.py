@@ -212,6 +212,8 @@ class ModelSpec:
     """Longest context that the config names, tokens."""
     active_parameters: int | None = None
     """Parameters that one token passes through (mixture of experts), if known."""
+    experts_per_token: int | None = None
+    """Routed experts that one token passes through (mixture of experts)."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
@@ -337,6 +339,18 @@ class Workload:
     """Share of zero weights, 0 to 1."""
     sparse_format: str | None = None
     """How sparse weights are stored."""
+    device: tuple[str, ...] = ()
+    """Devices as the user named them."""
+    host_memory: int | None = None
+    """Bytes of host memory that may be used."""
+    disk: int | None = None
+    """Bytes of disk that may be used."""
+    reserve: int | None = None
+    """Bytes left untouched on each GPU."""
+    host_bandwidth: int | None = None
+    """Bytes a second from host memory to the computing device."""
+    disk_bandwidth: int | None = None
+    """Bytes a second from disk to the computing device."""
     estimator: Literal["formula", "trace"] = "formula"
     """How activations are found."""
     assumed: tuple[str, ...] = ()
@@ -658,8 +672,8 @@ class PartComparison:
 
     part: Part
     """Which part."""
-    planned_bytes: int
-    """By the plan."""
+    planned_bytes: int | None
+    """By the plan; 0 = the plan says that there is none, None = there is no plan."""
     measured_bytes: int | None
     """By the run; None = nobody measured it."""
 
@@ -670,11 +684,11 @@ class DeviceComparison:
 
     name: str
     """Device name of the plan."""
-    planned_bytes: int
-    """Planned peak."""
-    low_bytes: int
+    planned_bytes: int | None
+    """Planned peak of what `measured_by` counts; None = there is no plan."""
+    low_bytes: int | None
     """Lower end of the plan's band."""
-    high_bytes: int
+    high_bytes: int | None
     """Upper end of the plan's band."""
     peak_bytes: int | None
     """Measured peak (process or allocated bytes, see `measured_by`)."""
@@ -706,8 +720,9 @@ class Comparison:
     """What it is held against."""
     devices: tuple[DeviceComparison, ...]
     """Device by device."""
-    verdict: CompareVerdict
-    """"over" when a peak lies above its band, else "under" when one lies below, else "within"."""
+    verdict: CompareVerdict | None
+    """"over" when a peak lies above its band, else "under" when one lies below, else "within";
+    None when nothing was both planned and measured."""
     notes: tuple[str, ...] = ()
     """What a reader must know to judge the numbers."""
     extra: Extra = field(default_factory=_no_extra)

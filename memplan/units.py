@@ -69,7 +69,7 @@ DTYPE_BITS: dict[str, int] = {
     "bool": 8,
     "float4_e2m1fn_x2": 8,
 }
-"""Bits of one stored element, by torch's dtype name (float4_e2m1fn_x2 packs two values in a byte)."""
+"""Bits of one stored element, by torch's dtype name (float4_e2m1fn_x2 packs two in a byte)."""
 
 _DTYPE_ALIASES = {
     "f64": "float64",
@@ -121,7 +121,7 @@ def dtype_bits(text: str) -> int:
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Return the bytes of a dense tensor: product of the shape times the element size, rounded up."""
+    """Return the bytes of a dense tensor: product of the shape times element size, rounded up."""
     count = 1
     for size in shape:
         count *= size

@@ -90,7 +90,7 @@ def _build(torch: Any, transformers: Any, config: Any, *, trust_remote_code: boo
     try:
         with torch.device("meta"):
             if cls is not None and hasattr(cls, "_from_config"):
-                return cls._from_config(config)  # noqa: SLF001 - what AutoModel.from_config calls
+                return cls._from_config(config)
             return transformers.AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code
             )
@@ -103,8 +103,7 @@ def _build(torch: Any, transformers: Any, config: Any, *, trust_remote_code: boo
 def _refused(what: Path | str, error: Exception) -> BadModelError:
     text = " ".join(str(error).split())
     return BadModelError(
-        f"transformers cannot build the model of {what}: {type(error).__name__}: "
-        f"{text[:300]}",
+        f"transformers cannot build the model of {what}: {type(error).__name__}: {text[:300]}",
         hint="check the config file (memplan --debug shows the traceback)",
     )
 

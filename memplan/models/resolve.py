@@ -1,9 +1,9 @@
 """MODEL argument -> ModelSpec.
 
-    folder with *.safetensors     headers (no torch); module names from a kept inventory if any
-    folder with config.json only  meta build by transformers, kept by content
-    config.json                   the same
-    *.safetensors, *.index.json   headers; config.json beside them is used when there
+folder with *.safetensors     headers (no torch); module names from a kept inventory if any
+folder with config.json only  meta build by transformers, kept by content
+config.json                   the same
+*.safetensors, *.index.json   headers; config.json beside them is used when there
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ class _Loader:
             vocab=facts.vocab if facts else 0,
             max_context=facts.max_context if facts else None,
             active_parameters=_active(tensors, facts),
+            experts_per_token=facts.experts_per_token if facts else None,
         )
 
 

@@ -1,0 +1,110 @@
+"""Fills in what nobody set, and says so: every default ends up in `Workload.assumed`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from memplan.errors import UsageError
+from memplan.types import ModelSpec, Workload
+from memplan.units import dtype_name
+
+__all__ = ["complete", "weight_dtype"]
+
+DEFAULT_TOKENS = 4096
+"""Context or sequence length when nobody sets one (less where the model allows less)."""
+
+_MASTER = {"bf16": "bfloat16", "fp32": "float32", "bf16-mixed": "float32", "fp16-mixed": "float32"}
+"""Training precision -> dtype of the stored weights."""
+
+_TRAIN_ONLY = (
+    "method",
+    "optimizer",
+    "seq",
+    "grad_accum",
+    "checkpointing",
+    "precision",
+    "loss",
+)
+_INFER_ONLY = ("context", "prefill_chunk")
+
+
+def weight_dtype(options: Mapping[str, Any]) -> str | None:
+    """Return the dtype that the weights will be loaded in, or None for the model's own.
+
+    Training with a mixed precision keeps float32 master weights whatever the file holds.
+    Raises UnitError for an unknown dtype and UsageError when dtype and precision contradict.
+    """
+    stated = dtype_name(options["dtype"]) if options.get("dtype") else None
+    precision = options.get("precision")
+    if options.get("task") != "train":
+        return stated
+    if precision is None:
+        if stated in (None, "bfloat16", "float32"):
+            return stated
+        raise UsageError(
+            f"no training precision keeps {stated} weights",
+            hint="use --precision fp16-mixed or bf16-mixed, and leave --dtype out",
+        )
+    master = _MASTER[precision]
+    if stated is not None and stated != master:
+        raise UsageError(
+            f"--precision {precision} keeps {master} weights, but --dtype says {stated}",
+            hint=f"leave --dtype out, or use --dtype {master}",
+        )
+    return master
+
+
+def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
+    """Return the workload that the options mean for a model.
+
+    Args:
+        options: names and values that the user set; None or absent = not set.
+        spec: the model, already in the dtype of `weight_dtype(options)`.
+
+    Raises UsageError for an option of the other task.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    task = given.get("task", "infer")
+    _refuse_foreign(given, task)
+    values = {"task": task, "dtype": spec.dtype, "kv_dtype": None, **_defaults(task, spec)}
+    values |= {name: value for name, value in given.items() if name != "dtype"}
+    known = {field.name for field in fields(Workload)}
+    workload = Workload(**{name: value for name, value in values.items() if name in known})
+    assumed = tuple(
+        field.name
+        for field in fields(Workload)
+        if field.name not in (*given, "assumed", "extra")
+        and getattr(workload, field.name) is not None
+    )
+    return Workload(**{**values, "assumed": assumed})
+
+
+def _refuse_foreign(given: Mapping[str, Any], task: str) -> None:
+    foreign = _TRAIN_ONLY if task == "infer" else _INFER_ONLY
+    other = "train" if task == "infer" else "infer"
+    for name in foreign:
+        if name in given:
+            raise UsageError(
+                f"--{name.replace('_', '-')} belongs to --task {other}",
+                hint=f"add --task {other}, or leave it out",
+            )
+
+
+def _defaults(task: str, spec: ModelSpec) -> dict[str, Any]:
+    tokens = min(DEFAULT_TOKENS, spec.max_context or DEFAULT_TOKENS)
+    if task == "infer":
+        return {"context": tokens, "kv_dtype": spec.dtype}
+    precision = "fp32" if spec.dtype == "float32" else "bf16"
+    return {
+        # A float16 file is trained in bfloat16 unless a precision is named: the same bytes.
+        "dtype": "float32" if precision == "fp32" else "bfloat16",
+        "method": "full",
+        "optimizer": "adamw",
+        "seq": tokens,
+        "grad_accum": 1,
+        "checkpointing": "none",
+        "precision": precision,
+        "loss": "full-logits",
+    }

@@ -1,0 +1,117 @@
+"""ModelSpec + Workload -> Footprint: what is alive at the peak, line by line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from memplan.errors import UnsupportedModelError
+from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
+from memplan.footprint.overhead import overhead_line
+from memplan.runtimes import runtime
+from memplan.types import Basis, Footprint, Line, ModelSpec, Part, Workload
+from memplan.units import MIB
+
+__all__ = ["estimate"]
+
+_ORIGIN = {
+    "safetensors": "safetensors headers",
+    "config": "config.json, built on the meta device",
+}
+
+
+def estimate(
+    spec: ModelSpec, workload: Workload, *, kind: Literal["gpu", "cpu"] = "gpu"
+) -> Footprint:
+    """Return what a workload needs at its peak on one device that holds everything.
+
+    Args:
+        spec: the model in the dtype that it is loaded in.
+        workload: complete, as `memplan.footprint.defaults.complete` returns it.
+        kind: "gpu", or "cpu" when the host itself computes; it decides the fixed overhead.
+
+    Raises UnsupportedModelError when the model's shapes are unknown or a layer has no rule.
+    """
+    if not spec.layers:
+        raise UnsupportedModelError(
+            f"{spec.name}: nothing says how many layers and heads this model has",
+            hint="put its config.json beside the weights",
+        )
+    lines = [_weights(spec), *_buffers(spec, workload)]
+    if workload.task == "infer":
+        engine = runtime(workload.runtime)
+        cache = engine.cache_line(spec, workload)
+        lines += [*([cache] if cache else []), engine.activation_line(spec, workload)]
+    else:
+        lines += _training(spec, workload, kind)
+    return Footprint(lines=(*lines, overhead_line(kind)))
+
+
+def _line(part: Part, size: int, basis: Basis, source: str) -> Line:
+    return Line(part=part, bytes=size, low_bytes=size, high_bytes=size, basis=basis, source=source)
+
+
+def _weights(spec: ModelSpec) -> Line:
+    source = _ORIGIN.get(spec.source, spec.source)
+    return _line("weights", spec.weight_bytes, "exact", f"{source}, {spec.dtype}")
+
+
+def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:
+    """Return the module buffers, and the low-precision copies that autocast keeps.
+
+    Autocast casts each matrix once and keeps the copy until the backward pass ends: up to 2 bytes
+    for every parameter (torch/amp, weight cache).
+    """
+    lines = []
+    if spec.exact_modules:
+        lines.append(_line("buffers", spec.buffer_bytes, "exact", "buffers of the built model"))
+    else:
+        inverse_frequencies = 4 * spec.head_dim
+        lines.append(
+            Line(
+                part="buffers",
+                bytes=inverse_frequencies,
+                low_bytes=0,
+                high_bytes=max(inverse_frequencies, MIB),
+                basis="assumed",
+                source="rotary frequencies, which headers do not show",
+            )
+        )
+    if workload.task == "train" and (workload.precision or "").endswith("-mixed"):
+        copies = 2 * sum(_matrix_elements(spec))
+        lines.append(
+            Line(
+                part="buffers",
+                bytes=copies,
+                low_bytes=0,
+                high_bytes=2 * spec.parameters,
+                basis="formula",
+                source="autocast's 16-bit copies of the matrices",
+            )
+        )
+    return [line for line in lines if line.high_bytes]
+
+
+def _matrix_elements(spec: ModelSpec) -> list[int]:
+    matrices = [t for t in spec.tensors if t.kind == "parameter" and len(t.shape) >= 2]
+    owned = [t for t in matrices if not t.tied_to and "embed" not in t.name]
+    sizes = []
+    for tensor in owned:
+        count = 1
+        for size in tensor.shape:
+            count *= size
+        sizes.append(count)
+    return sizes
+
+
+def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
+    assert workload.optimizer is not None
+    trainable = [t for t in spec.tensors if t.kind == "parameter" and not t.tied_to]
+    gradients = sum(t.bytes for t in trainable)
+    states = optimizer_bytes(workload.optimizer, trainable)
+    lines = [_line("gradients", gradients, "exact", "one per parameter, in its dtype")]
+    if states:
+        lines.append(_line("optimizer", states, "exact", OPTIMIZERS[workload.optimizer][1]))
+    foreach = kind == "gpu" and workload.optimizer.startswith("ada")
+    engine = runtime(workload.runtime)
+    lines.append(engine.training_line(spec, workload, gradients=gradients, foreach=foreach))
+    return lines

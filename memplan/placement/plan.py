@@ -1,0 +1,149 @@
+"""ModelSpec + Workload + Devices -> Plan: needs, places, verdict, and what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import memplan
+from memplan.footprint.estimate import estimate
+from memplan.placement.assign import assign
+from memplan.placement.loads import Assignment, ledgers
+from memplan.placement.mapping import device_map
+from memplan.placement.stream import decode_speed
+from memplan.placement.units import cut
+from memplan.types import (
+    Change,
+    Device,
+    Footprint,
+    Ledger,
+    ModelSpec,
+    Placement,
+    Plan,
+    Verdict,
+    Workload,
+)
+from memplan.units import format_bytes
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    spec: ModelSpec, workload: Workload, devices: Sequence[Device], *, created_ns: int = 0
+) -> Plan:
+    """Return the plan of one workload on given devices, with changes when it does not fit.
+
+    Args:
+        spec: the model in the dtype that it is loaded in.
+        workload: complete (`memplan.footprint.defaults.complete`).
+        devices: GPUs in order, then host memory, then disk.
+        created_ns: the caller's clock.
+
+    Raises UsageError and UnsupportedModelError.
+    """
+    plan = _plan(spec, workload, devices, created_ns)
+    if plan.verdict.fits:
+        return plan
+    changes = tuple(_changes(plan, lambda other: _plan(spec, other, devices, created_ns)))
+    return replace(plan, verdict=replace(plan.verdict, changes=changes))
+
+
+def _plan(spec: ModelSpec, workload: Workload, devices: Sequence[Device], created_ns: int) -> Plan:
+    gpus = [device for device in devices if device.kind == "gpu"]
+    footprint = estimate(spec, workload, kind="gpu" if gpus else "cpu")
+    units = cut(spec)
+    assignment = assign(spec, workload, footprint, units, devices)
+    books = ledgers(devices, assignment.lines)
+    if len(gpus) > 1:
+        fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
+        footprint = Footprint(lines=assignment.lines[fullest.name])
+    offloaded = sum(assignment.offloaded.values())
+    return Plan(
+        id=None,
+        model=spec.summary(),
+        workload=workload,
+        footprint=footprint,
+        devices=books,
+        placement=Placement(
+            device_map=device_map(units, assignment.where),
+            offloaded_bytes=offloaded,
+            streamed_bytes_per_token=offloaded,
+            decode_tokens_per_s=decode_speed(assignment.offloaded, devices),
+            policy=assignment.policy,
+        ),
+        verdict=_verdict(books, assignment),
+        created_ns=created_ns,
+        memplan_version=memplan.__version__,
+    )
+
+
+def _verdict(books: Sequence[Ledger], assignment: Assignment) -> Verdict:
+    short = [ledger for ledger in books if ledger.free_bytes < 0]
+    if short:
+        lacks = " and ".join(f"{x.name} lacks {format_bytes(-x.free_bytes)}" for x in short)
+        return Verdict(fits=False, reason=lacks)
+    computing = [ledger for ledger in books if ledger.kind == "gpu"] or list(books[:1])
+    tightest = min(computing, key=lambda ledger: ledger.free_bytes)
+    free = format_bytes(tightest.free_bytes)
+    share = 100 * tightest.free_bytes / max(tightest.capacity_bytes, 1)
+    reason = f"{tightest.name} keeps {free} free ({share:.0f} %)"
+    over = tightest.high_bytes + tightest.reserve_bytes - tightest.capacity_bytes
+    if over > 0:
+        reason += f"; tight: it lacks {format_bytes(over)} at the upper end of the band"
+    offloaded = sum(assignment.offloaded.values())
+    if offloaded:
+        where = " and ".join(name for name, size in assignment.offloaded.items() if size)
+        reason = f"with {format_bytes(offloaded)} of weights streamed from {where}; {reason}"
+    return Verdict(fits=True, reason=reason)
+
+
+_Replan = Callable[[Workload], Plan]
+
+
+def _changes(plan: Plan, replan: _Replan) -> Iterable[Change]:
+    """Yield single changes that make the plan fit, each at the largest value that does."""
+    work = plan.workload
+
+    def smaller(option: str, value: int) -> Plan:
+        fields: dict[str, Any] = {option: value}
+        return replan(replace(work, **fields))
+
+    if work.task == "infer":
+        assert work.context is not None
+        yield from _largest("context", work.context, 256, smaller, "a shorter context")
+        chunk = work.prefill_chunk or work.context
+        yield from _largest("prefill_chunk", chunk, 256, smaller, "slower prefill, same answer")
+    else:
+        assert work.seq is not None
+        if work.checkpointing == "none":
+            other = replan(replace(work, checkpointing="full"))
+            yield from _if_fits(other, "checkpointing", "full", "about a third more compute")
+        yield from _largest("seq", work.seq, 64, smaller, "shorter sequences")
+        if work.optimizer in ("adam", "adamw"):
+            other = replan(replace(work, optimizer="adafactor"))
+            yield from _if_fits(other, "optimizer", "adafactor", "another optimizer: tune it anew")
+    yield from _largest("batch", work.batch, 1, smaller, "fewer sequences at once")
+
+
+def _largest(
+    option: str, now: int, least: int, replan: Callable[[str, int], Plan], note: str
+) -> Iterable[Change]:
+    """Yield the largest smaller value of an option that fits, halving and then bisecting."""
+    low, high = least, now
+    if least >= now or not replan(option, least).verdict.fits:
+        return
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        if replan(option, middle).verdict.fits:
+            low = middle
+        else:
+            high = middle
+    found = replan(option, low)
+    yield from _if_fits(found, option.replace("_", "-"), str(low), note)
+
+
+def _if_fits(plan: Plan, option: str, value: str, note: str) -> Iterable[Change]:
+    if plan.verdict.fits:
+        total = plan.footprint.total_bytes
+        yield Change(option=option, value=value, total_bytes=total, note=note)

@@ -1,0 +1,190 @@
+"""Cuts a model into the smallest pieces that a device map can name.
+
+A unit is a module that owns tensors directly. Three rules make units larger: a module that owns
+tensors *and* has children that do is one piece (a map must not name a module and its parent);
+tensors that share one storage stay together; and where only a file's names are known, a whole
+decoder layer is one piece, since a loader may rename or fuse what is inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from memplan.types import ModelSpec, Tensor
+
+__all__ = ["Unit", "cut"]
+
+_LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block))\.(\d+)\.")
+
+PLAIN_NAMES = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
+)
+"""Model types whose files name every module as the built model does (held against meta builds)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One piece of a model."""
+
+    names: tuple[str, ...]
+    """Keys in a device map: one, or several for modules that share a tensor."""
+    layer: int | None
+    """Index of its decoder layer; None = before, between or after the layers."""
+    position: int
+    """Order in the model."""
+    weight_bytes: int
+    """Parameters."""
+    buffer_bytes: int
+    """Buffers, which stay on the computing device."""
+    reload_bytes: int
+    """Largest part that is copied at once when the piece is streamed."""
+    tensors: tuple[Tensor, ...]
+    """Its own parameters, tied ones left out."""
+
+
+def cut(spec: ModelSpec) -> tuple[Unit, ...]:
+    """Return the units of a model in definition order; together they cover every tensor."""
+    owner = _owners(spec)
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in spec.tensors:
+        groups.setdefault(owner(tensor.name), []).append(tensor)
+    whole_layers = not _leaves_known(spec)
+    stack = _decoder_stack(spec)
+    units = [
+        _unit(names, [groups[name] for name in names], stack, whole_layers=whole_layers)
+        for names in _tied_together(groups)
+    ]
+    if not spec.exact_modules:
+        units += _unstored(stack) if not whole_layers else ()
+        units.sort(key=_place)
+    return tuple(replace(unit, position=i) for i, unit in enumerate(units))
+
+
+def _leaves_known(spec: ModelSpec) -> bool:
+    return spec.exact_modules or spec.model_type in PLAIN_NAMES
+
+
+def _owners(spec: ModelSpec) -> Callable[[str], str]:
+    """Return the function from a tensor's name to its unit's."""
+    if not _leaves_known(spec):
+        return _layer_or_module
+    modules = {_module(tensor.name) for tensor in spec.tensors}
+
+    def highest(name: str) -> str:
+        module = _module(name)
+        parts = module.split(".")
+        for depth in range(1, len(parts)):
+            ancestor = ".".join(parts[:depth])
+            if ancestor in modules:
+                return ancestor
+        return module
+
+    return highest
+
+
+def _module(name: str) -> str:
+    """Return the module that owns a tensor; a tensor of the root is its own unit."""
+    return name.rpartition(".")[0] or name
+
+
+def _layer_or_module(name: str) -> str:
+    match = _LAYER.match(name)
+    return f"{match[1]}.{match[2]}" if match else _module(name)
+
+
+def _tied_together(groups: Mapping[str, list[Tensor]]) -> list[tuple[str, ...]]:
+    """Return the groups' names, those that share a tensor in one tuple."""
+    home = {tensor.name: name for name, tensors in groups.items() for tensor in tensors}
+    leader = {name: name for name in groups}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for name, tensors in groups.items():
+        for tensor in tensors:
+            if tensor.tied_to in home:
+                leader[find(name)] = find(home[tensor.tied_to])
+    bundles: dict[str, list[str]] = {}
+    for name in groups:
+        bundles.setdefault(find(name), []).append(name)
+    return [tuple(names) for names in bundles.values()]
+
+
+def _decoder_stack(spec: ModelSpec) -> str | None:
+    """Return the path of the list of decoder layers: of all stacks the one with most bytes."""
+    sizes: Counter[str] = Counter()
+    for tensor in spec.tensors:
+        if match := _LAYER.match(tensor.name):
+            sizes[match[1]] += tensor.bytes
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _unit(
+    names: tuple[str, ...], parts: list[list[Tensor]], stack: str | None, *, whole_layers: bool
+) -> Unit:
+    tensors = [tensor for part in parts for tensor in part]
+    own = tuple(t for t in tensors if t.kind == "parameter" and not t.tied_to)
+    found = [match for t in tensors if (match := _LAYER.match(t.name)) and match[1] == stack]
+    layers = {int(match[2]) for match in found}
+    return Unit(
+        names=names,
+        layer=layers.pop() if len(layers) == 1 else None,
+        position=0,
+        weight_bytes=sum(t.bytes for t in own),
+        buffer_bytes=sum(t.bytes for t in tensors if t.kind == "buffer" and not t.tied_to),
+        reload_bytes=_reload(names, own, whole_layers=whole_layers),
+        tensors=own,
+    )
+
+
+def _reload(names: tuple[str, ...], own: tuple[Tensor, ...], *, whole_layers: bool) -> int:
+    """Return the bytes that are on the computing device at once while the unit is streamed.
+
+    accelerate's hooks copy one module with direct tensors at a time; the tensors of a parent stay
+    while its children run. Of a layer whose inside is unknown, everything may be fused.
+    """
+    if whole_layers:
+        return sum(t.bytes for t in own)
+    direct: dict[str, int] = {}
+    for tensor in own:
+        module = _module(tensor.name)
+        direct[module] = direct.get(module, 0) + tensor.bytes
+    parents = sum(size for module, size in direct.items() if module in names)
+    children = [size for module, size in direct.items() if module not in names]
+    return parents + max(children, default=0)
+
+
+def _unstored(stack: str | None) -> tuple[Unit, ...]:
+    """Return the rotary module that a file does not store, so that a map covers its buffers."""
+    if stack is None or not stack.endswith("layers"):
+        return ()
+    parent = stack.rpartition(".")[0]
+    name = f"{parent}.rotary_emb" if parent else "rotary_emb"
+    return (
+        Unit(
+            names=(name,),
+            layer=None,
+            position=0,
+            weight_bytes=0,
+            buffer_bytes=0,
+            reload_bytes=0,
+            tensors=(),
+        ),
+    )
+
+
+def _place(unit: Unit) -> tuple[int, int, str]:
+    """Return where a unit stands in the model, by its name: a file does not say.
+
+    Embeddings and vision towers come before the layers, norms and heads after them.
+    """
+    if unit.layer is not None:
+        return 1, unit.layer, unit.names[0]
+    name = unit.names[0].lower()
+    before = any(word in name for word in ("embed", "wte", "wpe", "vis", "rotary"))
+    return (0 if before else 2), 0, name
