@@ -63,11 +63,17 @@ def _band(low: int | None, high: int | None, unit: str) -> str:
     return f"{_number(low, unit)} .. {_number(high, unit)}"
 
 
-def plan_text(plan: Plan, *, unit: str = "GiB") -> str:
-    """Return a plan: what was assumed, the parts, where they go, the verdict, what to type next."""
+def plan_text(plan: Plan, *, unit: str = "GiB", bars: bool = True) -> str:
+    """Return a plan: what was assumed, the parts, where they go, the verdict, what to type next.
+
+    Args:
+        plan: the plan.
+        unit: "GiB", "MiB" or "GB".
+        bars: draw each part's share as a bar; without, as percent.
+    """
     sections = [
         _head(plan),
-        _parts(plan, unit),
+        _parts(plan, unit, bars=bars),
         _ledgers(plan.devices, unit),
         _streaming(plan, unit),
         _verdict(plan, unit),
@@ -107,11 +113,11 @@ def _assumed(names: Sequence[str]) -> list[str]:
     return textwrap.wrap(text, 96, subsequent_indent="  ") if shown else []
 
 
-def _parts(plan: Plan, unit: str) -> list[str]:
+def _parts(plan: Plan, unit: str, *, bars: bool) -> list[str]:
     footprint = plan.footprint
     rows = [["part", unit, f"band, {unit}", "share", "basis", "from"]]
     total = max(footprint.total_bytes, 1)
-    rows += [_part_row(line, total, unit) for line in footprint.lines]
+    rows += [_part_row(line, total, unit, bars=bars) for line in footprint.lines]
     lines = table(rows, "lrllll")
     band = _band(footprint.low_bytes, footprint.high_bytes, unit)
     end = table(
@@ -120,8 +126,9 @@ def _parts(plan: Plan, unit: str) -> list[str]:
     return [*lines, "  " + "-" * (max(len(line) for line in lines) - 2), end[-1]]
 
 
-def _part_row(line: Line, total: int, unit: str) -> list[str]:
-    bar = "#" * round(_BAR * line.bytes / total) or "."
+def _part_row(line: Line, total: int, unit: str, *, bars: bool) -> list[str]:
+    share = line.bytes / total
+    bar = ("#" * round(_BAR * share) or ".") if bars else f"{100 * share:.0f} %"
     band = _band(line.low_bytes, line.high_bytes, unit)
     return [line.part, _number(line.bytes, unit), band, bar, line.basis, line.source]
 

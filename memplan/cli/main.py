@@ -92,7 +92,7 @@ class _LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show tracebacks (also MEMPLAN_DEBUG=1).")
 @click.pass_context
 def cli(ctx: click.Context, color: str, debug: bool) -> None:
-    r"""Know how much memory a language model takes before you spend it, then prove it.
+    """Know how much memory a language model takes before you spend it, then prove it.
 
     \b
     memplan plan ./model --device 24GiB          will it fit, and where does every byte go

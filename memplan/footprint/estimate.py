@@ -20,7 +20,11 @@ _ORIGIN = {
 
 
 def estimate(
-    spec: ModelSpec, workload: Workload, *, kind: Literal["gpu", "cpu"] = "gpu"
+    spec: ModelSpec,
+    workload: Workload,
+    *,
+    kind: Literal["gpu", "cpu"] = "gpu",
+    baseline: int | None = None,
 ) -> Footprint:
     """Return what a workload needs at its peak on one device that holds everything.
 
@@ -28,6 +32,7 @@ def estimate(
         spec: the model in the dtype that it is loaded in.
         workload: complete, as `memplan.footprint.defaults.complete` returns it.
         kind: "gpu", or "cpu" when the host itself computes; it decides the fixed overhead.
+        baseline: measured RSS of the interpreter in bytes, if known.
 
     Raises UnsupportedModelError when the model's shapes are unknown or a layer has no rule.
     """
@@ -43,7 +48,7 @@ def estimate(
         lines += [*([cache] if cache else []), engine.activation_line(spec, workload)]
     else:
         lines += _training(spec, workload, kind)
-    return Footprint(lines=(*lines, overhead_line(kind)))
+    return Footprint(lines=(*lines, overhead_line(kind, baseline)))
 
 
 def _line(part: Part, size: int, basis: Basis, source: str) -> Line:

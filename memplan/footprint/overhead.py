@@ -7,36 +7,68 @@ from typing import Literal
 from memplan.types import Line
 from memplan.units import GIB, MIB
 
-__all__ = ["overhead_line"]
+__all__ = ["context_line", "host_line", "overhead_line"]
 
 _CUBLAS_BYTES = 8_519_680
 """cuBLAS workspace of PyTorch: 2 x 4096 KiB + 8 x 16 KiB (32 MiB on sm_90); source:
 aten/src/ATen/cuda/CublasHandlePool.cpp. It lives in the caching allocator."""
 
-_GPU = Line(
-    part="overhead",
-    bytes=GIB // 2 + _CUBLAS_BYTES,
-    low_bytes=133 * MIB,
-    high_bytes=int(1.31 * GIB),
-    basis="assumed",
-    source="CUDA context and cuBLAS workspace, published range",
-)
 
-_HOST = Line(
-    part="overhead",
-    bytes=450 * MIB,
-    low_bytes=200 * MIB,
-    high_bytes=int(1.5 * GIB),
-    basis="assumed",
-    source="Python, torch and transformers, once imported",
-)
-
-
-def overhead_line(kind: Literal["gpu", "cpu"]) -> Line:
+def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
     """Return the fixed cost of a process on the device that computes.
 
-    gpu: context and workspaces, by published figures between 133 MiB and 1.31 GiB.
-    cpu: the interpreter and its libraries: 400 to 500 MiB with the CPU wheels of torch 2.13 and
-    transformers 5.23 (measured), up to 1.5 GiB where CUDA libraries are loaded too.
+    Args:
+        kind: "gpu": context and workspaces; "cpu": the interpreter and its libraries.
+        baseline: measured RSS of the interpreter in bytes (`memplan.devices.baseline`), if known.
     """
-    return _GPU if kind == "gpu" else _HOST
+    if kind == "gpu":
+        return context_line()
+    if baseline is None:
+        return Line(
+            part="overhead",
+            bytes=450 * MIB,
+            low_bytes=250 * MIB,
+            high_bytes=GIB,
+            basis="assumed",
+            source="Python, torch and transformers, once imported",
+        )
+    return Line(
+        part="overhead",
+        bytes=baseline,
+        low_bytes=int(0.9 * baseline),
+        high_bytes=int(1.25 * baseline) + 32 * MIB,
+        basis="measured",
+        source="Python, torch and transformers, measured here",
+    )
+
+
+def context_line() -> Line:
+    """Return a GPU's context and workspaces: 0.13 to 1.31 GiB by GPU and driver.
+
+    Sources: published measurements between 133 MiB and 1.28 GiB (ollama, Unsloth, gpu_poor and
+    others), and cuBLAS's workspace.
+    """
+    return Line(
+        part="overhead",
+        bytes=GIB // 2 + _CUBLAS_BYTES,
+        low_bytes=133 * MIB,
+        high_bytes=int(1.31 * GIB),
+        basis="assumed",
+        source="CUDA context and cuBLAS workspace, published range",
+    )
+
+
+def host_line() -> Line:
+    """Return what the host side of a process takes while a GPU computes: libraries and driver.
+
+    A band from a CPU-only interpreter (0.33 GiB, measured with torch 2.13) up to CUDA's libraries
+    and pinned buffers all resident.
+    """
+    return Line(
+        part="overhead",
+        bytes=GIB,
+        low_bytes=int(0.33 * GIB),
+        high_bytes=3 * GIB,
+        basis="assumed",
+        source="Python with CUDA libraries on the host",
+    )

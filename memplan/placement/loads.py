@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from memplan.footprint.overhead import overhead_line
+from memplan.footprint.overhead import host_line
 from memplan.placement.units import Unit
 from memplan.types import PARTS, Device, Footprint, FrozenMap, Ledger, Line, Part
 
@@ -54,7 +54,7 @@ def spill(
 
     Returns unit position -> device, the lines of each slow device, weight bytes by device.
     """
-    lines = {d.name: (overhead_line("cpu"),) if gpu and d.kind == "cpu" else () for d in devices}
+    lines = {d.name: (host_line(),) if gpu and d.kind == "cpu" else () for d in devices}
     room = {d.name: budget(d, lines[d.name], high=True) for d in devices}
     where: dict[int, str] = {}
     held = {d.name: 0 for d in devices}

@@ -30,7 +30,12 @@ __all__ = ["make_plan"]
 
 
 def make_plan(
-    spec: ModelSpec, workload: Workload, devices: Sequence[Device], *, created_ns: int = 0
+    spec: ModelSpec,
+    workload: Workload,
+    devices: Sequence[Device],
+    *,
+    baseline: int | None = None,
+    created_ns: int = 0,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
 
@@ -38,20 +43,27 @@ def make_plan(
         spec: the model in the dtype that it is loaded in.
         workload: complete (`memplan.footprint.defaults.complete`).
         devices: GPUs in order, then host memory, then disk.
+        baseline: measured RSS of the interpreter in bytes, for plans in which the host computes.
         created_ns: the caller's clock.
 
     Raises UsageError and UnsupportedModelError.
     """
-    plan = _plan(spec, workload, devices, created_ns)
+
+    def replan(other: Workload) -> Plan:
+        return replace(_plan(spec, other, devices, baseline), created_ns=created_ns)
+
+    plan = replan(workload)
     if plan.verdict.fits:
         return plan
-    changes = tuple(_changes(plan, lambda other: _plan(spec, other, devices, created_ns)))
+    changes = tuple(_changes(plan, replan))
     return replace(plan, verdict=replace(plan.verdict, changes=changes))
 
 
-def _plan(spec: ModelSpec, workload: Workload, devices: Sequence[Device], created_ns: int) -> Plan:
+def _plan(
+    spec: ModelSpec, workload: Workload, devices: Sequence[Device], baseline: int | None
+) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
-    footprint = estimate(spec, workload, kind="gpu" if gpus else "cpu")
+    footprint = estimate(spec, workload, kind="gpu" if gpus else "cpu", baseline=baseline)
     units = cut(spec)
     assignment = assign(spec, workload, footprint, units, devices)
     books = ledgers(devices, assignment.lines)
@@ -73,7 +85,6 @@ def _plan(spec: ModelSpec, workload: Workload, devices: Sequence[Device], create
             policy=assignment.policy,
         ),
         verdict=_verdict(books, assignment),
-        created_ns=created_ns,
         memplan_version=memplan.__version__,
     )
 

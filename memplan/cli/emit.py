@@ -1,0 +1,51 @@
+"""`memplan emit`: a plan as files for the engine that carries it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from memplan.cli.options import read_plan
+from memplan.errors import UsageError
+
+__all__ = ["emit"]
+
+
+@click.command("emit")
+@click.argument("plan")
+@click.option("--to", "target", type=click.Choice(["accelerate"]), required=True, help="Engine.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="Folder to write to. Default: the current one.",
+)
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+def emit(*, plan: str, target: str, output: Path, force: bool) -> None:
+    """Write what the chosen engine takes. PLAN is a plan id, "last", or a plan's JSON file.
+
+    \b
+    accelerate   accelerate.json (device_map, max_memory, offload_folder) and load.py
+
+    \b
+    memplan plan ./llama --device 8GiB --save
+    memplan emit last --to accelerate --output deploy
+    python deploy/load.py
+    """
+    del target
+    from memplan.emit.accelerate import files
+    from memplan.models.resolve import resolve
+
+    found = read_plan(plan)
+    if found.model.path is None:
+        raise UsageError("this plan does not say where its model is")
+    spec = resolve(found.model.path, dtype=found.workload.dtype, exact_modules=True)
+    written = files(found, spec)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in written:
+        if (output / name).exists() and not force:
+            raise UsageError(f"{output / name} exists", hint="use --force or another --output")
+    for name, text in written.items():
+        (output / name).write_text(text, encoding="utf-8")
+        click.echo(output / name)

@@ -1,0 +1,239 @@
+"""Options that `plan` and `map` share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from memplan.errors import UnitError, UsageError
+from memplan.units import parse_bytes
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
+
+__all__ = [
+    "Bytes",
+    "Count",
+    "build_plan",
+    "chosen_unit",
+    "plan_options",
+    "read_plan",
+    "unit_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Bytes(click.ParamType[int]):
+    """A size on the command line: "24GiB", "80GB", "512MiB" or bare bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return whole bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
+        except UnitError as error:
+            self.fail(f"{error}; {error.hint}", param, ctx)
+
+
+class Count(click.ParamType[int]):
+    """A whole number from 1 up to what no machine will see."""
+
+    name = "number"
+    largest = 2**40
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if not 1 <= number <= self.largest:
+            self.fail(f"{number} is not between 1 and {self.largest}", param, ctx)
+        return number
+
+
+_COUNT = Count()
+
+_OPTIONS: tuple[Callable[[F], F], ...] = (
+    click.argument("model"),
+    click.option("--task", type=click.Choice(["infer", "train"]), help="Default: infer."),
+    click.option("--runtime", type=click.Choice(["transformers"]), help="Default: transformers."),
+    click.option("--dtype", help="Load the weights as bf16, fp16 or fp32. Default: the model's."),
+    click.option("--quant", type=click.Choice(["none"]), help="Default: none."),
+    click.option(
+        "--context", type=_COUNT, metavar="TOKENS", help="infer: tokens cached per sequence."
+    ),
+    click.option("--batch", type=_COUNT, metavar="N", help="Sequences at once. Default: 1."),
+    click.option(
+        "--prefill-chunk", type=_COUNT, metavar="TOKENS", help="infer: prompt tokens in one pass."
+    ),
+    click.option(
+        "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
+    ),
+    click.option("--method", type=click.Choice(["full"]), help="train: what is updated."),
+    click.option(
+        "--optimizer",
+        type=click.Choice(
+            ["adamw", "adam", "adafactor", "adagrad", "rmsprop", "sgd", "sgd-momentum"]
+        ),
+        help="train. Default: adamw.",
+    ),
+    click.option("--seq", type=_COUNT, metavar="TOKENS", help="train: tokens per sequence."),
+    click.option("--grad-accum", type=_COUNT, metavar="N", help="train: micro-batches per step."),
+    click.option(
+        "--checkpointing", type=click.Choice(["none", "full"]), help="train. Default: none."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["bf16", "bf16-mixed", "fp16-mixed", "fp32"]),
+        help="train: arithmetic and master weights. Default: bf16, or fp32 for an fp32 model.",
+    ),
+    click.option("--loss", type=click.Choice(["full-logits"]), help="train: all logits at once."),
+    click.option(
+        "--device",
+        multiple=True,
+        metavar="SIZE|local|cpu",
+        help="A GPU by its memory (repeat for several), this machine's, or none. Default: local.",
+    ),
+    click.option("--host-memory", type=Bytes(), help="Host memory. Default: this machine's."),
+    click.option("--disk", type=Bytes(), help="Disk for offload; 0 = none. Default: free space."),
+    click.option("--reserve", type=Bytes(), help="Left free on each computing device. Default: 0."),
+    click.option("--host-bandwidth", type=Bytes(), help="Host to GPU, bytes a second."),
+    click.option("--disk-bandwidth", type=Bytes(), help="Disk to memory, bytes a second."),
+    click.option("--estimator", type=click.Choice(["formula"]), help="Default: formula."),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code from the model's folder. Read it first.",
+    ),
+)
+
+
+def plan_options(function: F) -> F:
+    """Add the model argument and every option of a plan to a command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def unit_option(function: F) -> F:
+    """Add --unit, whose default is the setting."""
+    return click.option(
+        "--unit", type=click.Choice(["GiB", "MiB", "GB"]), help="Unit of sizes. Default: GiB."
+    )(function)
+
+
+_WORK = (
+    "task",
+    "runtime",
+    "dtype",
+    "quant",
+    "context",
+    "batch",
+    "prefill_chunk",
+    "attention",
+    "method",
+    "optimizer",
+    "seq",
+    "grad_accum",
+    "checkpointing",
+    "precision",
+    "loss",
+    "estimator",
+    "host_memory",
+    "disk",
+    "reserve",
+    "host_bandwidth",
+    "disk_bandwidth",
+)
+
+
+def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
+    """Return the plan that a command line asks for.
+
+    Args:
+        options: the values of `plan_options` by name.
+        exact_modules: build the model where a file's names might not be those of its modules.
+    """
+    import time
+    from dataclasses import replace
+
+    from memplan.devices.baseline import known_baseline
+    from memplan.devices.parse import parse_hardware
+    from memplan.footprint.defaults import complete, weight_dtype
+    from memplan.models.resolve import resolve
+    from memplan.placement.plan import make_plan
+
+    work = {name: options[name] for name in _WORK}
+    spec = resolve(
+        options["model"],
+        dtype=weight_dtype(work),
+        exact_modules=exact_modules,
+        trust_remote_code=options["trust_remote_code"],
+    )
+    hardware = parse_hardware(
+        options["device"],
+        host_memory=options["host_memory"],
+        disk=options["disk"],
+        reserve=options["reserve"] or 0,
+        host_bandwidth=options["host_bandwidth"],
+        disk_bandwidth=options["disk_bandwidth"],
+    )
+    workload = complete({**work, "device": options["device"] or None}, spec)
+    sizes = {device.name: device.capacity_bytes for device in hardware.devices}
+    workload = replace(
+        workload,
+        device=hardware.names,
+        host_memory=sizes.get("cpu", 0),
+        disk=sizes.get("disk", 0),
+        reserve=options["reserve"] or 0,
+        gpus=max(sum(device.kind == "gpu" for device in hardware.devices), 1),
+        assumed=(*workload.assumed, *_assumed_hardware(options)),
+    )
+    return make_plan(
+        spec,
+        workload,
+        hardware.devices,
+        baseline=known_baseline(),
+        created_ns=time.time_ns(),
+    )
+
+
+def _assumed_hardware(options: dict[str, Any]) -> tuple[str, ...]:
+    names = ("host_memory", "disk", "reserve")
+    return tuple(name for name in names if options[name] is None)
+
+
+def read_plan(key: str) -> Plan:
+    """Return a plan by its id, a unique beginning of it, "last", or its JSON file.
+
+    Raises NotStoredError, StoreMissingError and SchemaError.
+    """
+    from memplan.types import Plan as PlanType
+
+    if key.endswith(".json") or Path(key).is_file():
+        from memplan.serialize import load_file
+
+        return load_file(Path(key), PlanType)
+    from memplan import config
+    from memplan.store.reader import StoreReader
+
+    with StoreReader(config.setting("database").value) as reader:
+        return reader.plan(key)
+
+
+def chosen_unit(unit: str | None) -> str:
+    """Return the unit to print in: the option, else the setting. Raises UsageError."""
+    from memplan import config
+
+    value = unit or config.setting("unit").value
+    if value not in ("GiB", "MiB", "GB"):
+        raise UsageError(f"setting unit is {value!r}", hint="use GiB, MiB or GB")
+    return value

@@ -1,0 +1,91 @@
+"""`memplan plan` and `memplan map`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from memplan.cli import style
+from memplan.cli.options import build_plan, chosen_unit, plan_options, unit_option
+
+__all__ = ["device_map", "plan"]
+
+EXIT_FINDING = 1
+
+
+@click.command("plan")
+@plan_options
+@click.option("--save", is_flag=True, help="Keep the plan in the database and print its id.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, sizes in bytes.")
+@click.option("--plain", is_flag=True, help="No bars: for grep and screen readers.")
+@click.option("--quiet", is_flag=True, help="Print the total in bytes, nothing else.")
+@unit_option
+def plan(
+    *, save: bool, as_json: bool, plain: bool, quiet: bool, unit: str | None, **options: Any
+) -> int:
+    """Tell what MODEL needs on given devices, whether it fits, and where every byte goes.
+
+    MODEL is a folder with config.json or safetensors files, a config.json, a .safetensors file or
+    a .safetensors.index.json. Weights are never read: headers suffice.
+
+    \b
+    memplan plan ./llama --device 24GiB
+    memplan plan ./llama --device 24GiB --device 24GiB --context 32768
+    memplan plan ./llama --task train --seq 2048 --checkpointing full --device 80GiB
+
+    Exit code: 0 it fits (with offload, too), 1 it does not, 2 could not answer.
+    """
+    result = build_plan(options)
+    if save:
+        result = _save(result)
+    if as_json:
+        from memplan.serialize import dumps
+
+        click.echo(dumps(result))
+    elif quiet:
+        click.echo(result.footprint.total_bytes)
+    else:
+        from memplan.report import plan_text
+
+        text = plan_text(result, unit=chosen_unit(unit), bars=not plain)
+        click.echo(_painted(text), nl=False)
+    return 0 if result.verdict.fits else EXIT_FINDING
+
+
+def _save(result: Any) -> Any:
+    from memplan import config
+    from memplan.store.open import open_writer
+
+    with open_writer(config.setting("database").value) as writer:
+        return writer.save_plan(result)
+
+
+def _painted(text: str) -> str:
+    """Colour the verdict, which also says it in words."""
+    for words, paint in (("  DOES NOT FIT:", style.red), ("  FITS:", style.green)):
+        text = text.replace(f"\n{words}", f"\n  {paint(words.strip())}")
+    return text
+
+
+@click.command("map")
+@plan_options
+@click.option("--json", "as_json", is_flag=True, help="The same: the answer is always JSON.")
+def device_map(*, as_json: bool, **options: Any) -> int:
+    """Print where each module goes, as the device_map that transformers and accelerate take.
+
+    GPUs are written as their number, as in from_pretrained(device_map=...). Where only file names
+    are known, the model is built without weights to learn its modules (needs torch).
+
+    \b
+    memplan map ./llama --device 8GiB > map.json
+    """
+    del as_json
+    from memplan.emit.accelerate import native_map
+
+    result = build_plan(options, exact_modules=True)
+    click.echo(json.dumps(native_map(result.placement.device_map), indent=2))
+    if not result.verdict.fits:
+        click.echo(style.red("does not fit: ", err=True) + result.verdict.reason, err=True)
+    return 0 if result.verdict.fits else EXIT_FINDING

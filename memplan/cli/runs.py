@@ -1,0 +1,177 @@
+"""`memplan runs`, `show`, `compare` and `export`: what was measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memplan.cli.options import chosen_unit, read_plan, unit_option
+
+if TYPE_CHECKING:
+    from memplan.types import Comparison, Plan, Run
+
+__all__ = ["compare", "export", "runs", "show"]
+
+EXIT_FINDING = 1
+
+
+def _reader() -> Any:
+    from memplan import config
+    from memplan.store.reader import StoreReader
+
+    return StoreReader(config.setting("database").value)
+
+
+@click.command("runs")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, help="How many, newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@unit_option
+def runs(*, limit: int, as_json: bool, unit: str | None) -> None:
+    """List what was measured, newest first.
+
+    \b
+    memplan runs
+    memplan show last
+    """
+    with _reader() as reader:
+        found = reader.runs(limit)
+        if as_json:
+            from memplan.serialize import to_dict
+
+            click.echo(json.dumps([to_dict(run) for run in found], indent=2))
+            return
+        rows = [_row(run, _peak(reader, run), chosen_unit(unit)) for run in found]
+    if not rows:
+        click.echo("no runs yet; measure one: memplan run -- COMMAND", err=True)
+        return
+    from memplan.report import table
+
+    head = ["run", "started", "seconds", "status", "peak RSS", "plan", "command"]
+    click.echo("\n".join(table([head, *rows], "llrlrll", "")))
+
+
+def _peak(reader: Any, run: Run) -> int | None:
+    peaks = [
+        p.value
+        for p in reader.peaks(run.id)
+        if p.series.entity == "tree" and p.series.metric in ("rss_bytes", "hwm_bytes")
+    ]
+    return max(peaks, default=None)
+
+
+def _row(run: Run, peak: int | None, unit: str) -> list[str]:
+    import shlex
+    import time
+
+    from memplan.units import format_bytes
+
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started_ns / 1e9))
+    seconds = f"{(run.ended_ns - run.started_ns) / 1e9:.1f}" if run.ended_ns else "n/a"
+    status = run.status if run.exit_code in (None, 0) else f"{run.status} ({run.exit_code})"
+    command = shlex.join(run.command)
+    short = command if len(command) <= 48 else command[:45] + "..."
+    return [run.id, started, seconds, status, format_bytes(peak, unit), run.plan_id or "", short]
+
+
+@click.command("show")
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@unit_option
+def show(*, run: str, as_json: bool, unit: str | None) -> None:
+    """Show one run: how it ended, its phases with their counters, the peak of each series.
+
+    RUN is an id, a unique beginning of one, or "last".
+    """
+    with _reader() as reader:
+        found = reader.run(run)
+        phases, peaks = reader.phases(found.id), reader.peaks(found.id)
+    if as_json:
+        from memplan.serialize import to_dict
+
+        document = {
+            **to_dict(found),
+            "phases": [to_dict(phase) for phase in phases],
+            "peaks": [to_dict(peak) for peak in peaks],
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    from memplan.report import run_text
+
+    click.echo(run_text(found, phases=phases, peaks=peaks, unit=chosen_unit(unit)), nl=False)
+
+
+@click.command("compare")
+@click.argument("run")
+@click.option("--plan", "plan_key", metavar="PLAN", help="Another plan than the run's own.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+@unit_option
+def compare(*, run: str, plan_key: str | None, as_json: bool, unit: str | None) -> int:
+    """Hold one run against its plan, part by part, with what no part explains.
+
+    RUN is an id, a unique beginning of one, or "last". Exit code 1 when a peak lies above its
+    planned band.
+    """
+    comparison, plan = _comparison(run, plan_key)
+    if as_json:
+        from memplan.serialize import dumps
+
+        click.echo(dumps(comparison))
+    else:
+        from memplan.report import comparison_text
+
+        click.echo(comparison_text(comparison, plan=plan, unit=chosen_unit(unit)), nl=False)
+    return EXIT_FINDING if comparison.verdict == "over" else 0
+
+
+def _comparison(run: str, plan_key: str | None) -> tuple[Comparison, Plan | None]:
+    from memplan import compare as comparing
+
+    with _reader() as reader:
+        found = reader.run(run)
+        plan = read_plan(plan_key) if plan_key else None
+        if plan is None and found.plan_id is not None:
+            plan = reader.plan(found.plan_id)
+        comparison = comparing.compare(
+            plan,
+            found,
+            peaks=reader.peaks(found.id),
+            phases=reader.phases(found.id),
+            devices=reader.devices(),
+        )
+    return comparison, plan
+
+
+@click.command("export")
+@click.argument("run")
+@click.option("--format", "kind", type=click.Choice(["csv", "json"]), default="csv")
+def export(*, run: str, kind: str) -> None:
+    """Write every sample of one run to standard output: CSV, or one JSON object a line.
+
+    RUN is an id, a unique beginning of one, or "last". Times are nanoseconds since the epoch,
+    sizes bytes.
+
+    \b
+    memplan export last > run.csv
+    """
+    with _reader() as reader:
+        found = reader.run(run)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        if kind == "csv":
+            writer.writerow(["t_ns", "entity", "metric", "value"])
+        cursor = 0
+        while True:
+            batch = reader.samples(found.id, after=cursor)
+            for sample in batch.samples:
+                row = [sample.t_ns, sample.series.entity, sample.series.metric, sample.value]
+                if kind == "csv":
+                    writer.writerow(row)
+                else:
+                    keys = ("t_ns", "entity", "metric", "value")
+                    click.echo(json.dumps(dict(zip(keys, row, strict=True))))
+            if batch.cursor == cursor:
+                return
+            cursor = batch.cursor

@@ -1,0 +1,101 @@
+"""The hardware options of the command line -> devices in the order that the planner wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from memplan.devices.detect import detect_disk, detect_gpus, detect_host
+from memplan.errors import DeviceError, UnitError
+from memplan.types import Device
+from memplan.units import parse_bytes
+
+__all__ = ["Hardware", "parse_hardware"]
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What a plan is made for."""
+
+    devices: tuple[Device, ...]
+    """GPUs, then host memory, then disk (left out when it has no room)."""
+    names: tuple[str, ...]
+    """What the GPUs were called on the command line."""
+
+
+def parse_hardware(
+    names: Sequence[str] = (),
+    *,
+    host_memory: int | None = None,
+    disk: int | None = None,
+    reserve: int = 0,
+    host_bandwidth: int | None = None,
+    disk_bandwidth: int | None = None,
+) -> Hardware:
+    """Return the devices that the options name; what they leave open is detected here.
+
+    Args:
+        names: one per GPU: a size ("24GiB"), "local" (the GPUs of this machine, or its host
+            memory when it has none), or "cpu" (no GPU: the host computes). Empty = "local".
+        host_memory: bytes; None = this machine's.
+        disk: bytes; None = free space here, 0 = none may be used.
+        reserve: bytes left untouched on each computing device.
+        host_bandwidth: bytes a second from host memory; None = not known.
+        disk_bandwidth: bytes a second from disk; None = not known.
+
+    Raises DeviceError for a name that is neither, and for sizes that make no sense.
+    """
+    wanted = tuple(names) or (LOCAL,)
+    gpus = _gpus(wanted)
+    if host_memory is None:
+        host = detect_host()
+    else:
+        host = Device(name="cpu", kind="cpu", capacity_bytes=host_memory, source="given")
+    host = replace(host, bandwidth=host_bandwidth)
+    if not gpus:
+        host = replace(host, reserve_bytes=reserve)
+    devices = [replace(gpu, reserve_bytes=reserve) for gpu in gpus]
+    devices += [host] if host.capacity_bytes or not gpus else []
+    for device in devices:
+        if device.reserve_bytes > device.capacity_bytes:
+            raise DeviceError(
+                f"--reserve is more than all of {device.name}'s memory", hint="reserve less"
+            )
+    store = (
+        detect_disk(Path.cwd())
+        if disk is None
+        else Device(name="disk", kind="disk", capacity_bytes=disk, source="given")
+    )
+    if store.capacity_bytes:
+        devices.append(replace(store, bandwidth=disk_bandwidth))
+    return Hardware(devices=tuple(devices), names=wanted)
+
+
+def _gpus(names: Sequence[str]) -> list[Device]:
+    if "cpu" in names:
+        if len(names) > 1:
+            raise DeviceError(
+                "--device cpu means that no GPU computes", hint="leave the other --device out"
+            )
+        return []
+    gpus: list[Device] = []
+    for name in names:
+        found = detect_gpus() if name == LOCAL else (_sized(name),)
+        gpus += [replace(gpu, name=f"cuda:{len(gpus) + i}") for i, gpu in enumerate(found)]
+    return gpus
+
+
+def _sized(text: str) -> Device:
+    try:
+        size = parse_bytes(text)
+    except UnitError as error:
+        raise DeviceError(
+            f"{text!r} is no device that memplan knows",
+            hint='give a size such as "24GiB", "local" or "cpu"',
+        ) from error
+    if size <= 0:
+        raise DeviceError(f"a device of {text} holds nothing", hint='give a size such as "24GiB"')
+    return Device(name="cuda:0", kind="gpu", capacity_bytes=size, label=text, source="given")
