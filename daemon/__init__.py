@@ -1,1 +1,1 @@
-"""."""
+"""The sampler: collectors, the background daemon, its socket, and running a command under it."""
