@@ -48,7 +48,7 @@ def test_a_newer_major_version_is_refused_with_a_hint():
 
 def test_another_kind_of_document_is_refused():
     """A run is no plan."""
-    with pytest.raises(SchemaError, match="expected a memplan.plan document"):
+    with pytest.raises(SchemaError, match=r"expected a memplan\.plan document"):
         loads(dumps(make_run()), Plan)
 
 

@@ -64,7 +64,20 @@ def resolve(
         found = loader.inventory(config, wanted)
     if found is not None and _same_weights(found[0], converted):
         return loader.spec(found[1], found[0], "safetensors", exact=True)
-    return loader.spec(config, converted, "safetensors", exact=False)
+    return loader.spec(config, _with_tied_head(config, converted), "safetensors", exact=False)
+
+
+def _with_tied_head(config: Mapping[str, Any], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Add the output matrix that a file leaves out because it is the input embedding.
+
+    The name is that of every *ForCausalLM with `embed_tokens` in transformers 5.
+    """
+    names = config.get("architectures") or [""]
+    embeddings = [t for t in tensors if t.name.endswith("embed_tokens.weight")]
+    stored = any("lm_head" in tensor.name for tensor in tensors)
+    if stored or len(embeddings) != 1 or not str(names[0]).endswith("ForCausalLM"):
+        return tensors
+    return (*tensors, replace(embeddings[0], name="lm_head.weight", tied_to=embeddings[0].name))
 
 
 def _read(path: Path, argument: str) -> tuple[Path | None, tuple[Tensor, ...] | None]:

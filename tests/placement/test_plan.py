@@ -1,0 +1,169 @@
+"""memplan.placement.plan: verdicts, ledgers, streaming, changes."""
+
+from __future__ import annotations
+
+import pytest
+from checkpoints import LLAMA_7B, TINY, write_llama
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memplan.errors import UsageError
+from memplan.footprint.defaults import complete
+from memplan.models.resolve import resolve
+from memplan.placement.mapping import uncovered
+from memplan.placement.plan import make_plan
+from memplan.types import Device
+from memplan.units import GIB, MIB
+
+
+def gpu(size, index=0):
+    return Device(name=f"cuda:{index}", kind="gpu", capacity_bytes=size)
+
+
+def host(size):
+    return Device(name="cpu", kind="cpu", capacity_bytes=size)
+
+
+def disk(size):
+    return Device(name="disk", kind="disk", capacity_bytes=size)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Llama-2-7B by headers that take no space."""
+    return resolve(str(write_llama(tmp_path_factory.mktemp("llama"), LLAMA_7B, "F16")))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model of 100,000 parameters."""
+    return resolve(str(write_llama(tmp_path_factory.mktemp("tiny"), TINY)))
+
+
+def planned(spec, devices, **options):
+    return make_plan(spec, complete(options, spec), devices)
+
+
+def test_a_model_that_fits_lives_on_the_gpu(llama):
+    """7B in float16 on 24 GiB."""
+    plan = planned(llama, [gpu(24 * GIB), host(64 * GIB)])
+    assert plan.verdict.fits
+    assert set(plan.placement.device_map.values()) == {"cuda:0"}
+    assert plan.devices[0].parts["weights"] == llama.weight_bytes
+    assert plan.devices[0].total_bytes == plan.footprint.total_bytes
+    assert plan.placement.decode_tokens_per_s.value is None
+
+
+def test_offload_charges_each_byte_where_it_lives(llama):
+    """Cache, activations and the reload buffer on the GPU, the rest of the weights elsewhere."""
+    plan = planned(llama, [gpu(8 * GIB), host(6 * GIB), disk(100 * GIB)], context=2048)
+    on_gpu, on_host, on_disk = plan.devices
+    assert plan.verdict.fits
+    assert on_gpu.parts["kv_cache"] == 2048 * 32 * 2 * 4096 * 2
+    weights = [ledger.parts.get("weights", 0) for ledger in plan.devices]
+    assert all(weights)
+    assert sum(weights) == llama.weight_bytes
+    assert plan.placement.offloaded_bytes == weights[1] + weights[2]
+    # The largest streamed module is copied to the GPU: 11008 x 4096 in float16.
+    assert on_gpu.parts["buffers"] >= 11008 * 4096 * 2
+    assert on_gpu.high_bytes <= 8 * GIB
+    assert on_host.high_bytes <= 6 * GIB
+    assert on_disk.parts.keys() == {"weights"}
+    speed = plan.placement.decode_tokens_per_s
+    assert speed.low < speed.value < speed.high
+    expected = 1 / (weights[1] / 25e9 + weights[2] / 3e9)
+    assert speed.value == pytest.approx(expected)
+
+
+def test_what_finds_no_place_does_not_fit_and_says_by_how_much(llama):
+    """4 GiB of GPU and of host memory hold no 12.55 GiB."""
+    plan = planned(llama, [gpu(4 * GIB), host(4 * GIB)])
+    assert not plan.verdict.fits
+    assert plan.verdict.reason.startswith("cpu lacks")
+    assert plan.devices[1].free_bytes < 0
+
+
+def test_a_plan_that_does_not_fit_names_changes_that_do(llama):
+    """Each change alone, as it is named, makes the plan fit."""
+    devices = [gpu(18 * GIB)]
+    plan = planned(llama, devices, context=4096, batch=8)
+    assert not plan.verdict.fits
+    options = {"context": 4096, "batch": 8}
+    names = {change.option for change in plan.verdict.changes}
+    assert {"context", "batch"} <= names
+    for change in plan.verdict.changes:
+        changed = {**options, change.option.replace("-", "_"): int(change.value)}
+        again = planned(llama, devices, **changed)
+        assert again.verdict.fits
+        assert again.footprint.total_bytes == change.total_bytes
+
+
+def test_training_names_checkpointing_before_smaller_batches(tiny):
+    """And never offloads weights that are being updated."""
+    plan = planned(tiny, [gpu(GIB), host(64 * GIB)], task="train", seq=256, batch=512)
+    assert not plan.verdict.fits
+    assert plan.placement.offloaded_bytes == 0
+    assert plan.verdict.changes[0].option in {"checkpointing", "seq"}
+
+
+def test_layers_are_spread_over_several_gpus_in_order(llama):
+    """Two GPUs of 10 GiB hold what one of 24 does; no layer is cut."""
+    plan = planned(llama, [gpu(10 * GIB), gpu(10 * GIB, 1), host(64 * GIB)])
+    assert plan.verdict.fits
+    where = [plan.placement.device_map[f"model.layers.{i}"] for i in range(32)]
+    assert where == sorted(where)
+    assert set(where) == {"cuda:0", "cuda:1"}
+    first, second, _ = plan.devices
+    assert first.parts["weights"] + second.parts["weights"] == llama.weight_bytes
+    assert first.parts["kv_cache"] + second.parts["kv_cache"] == 2 * GIB
+    assert abs(first.total_bytes - second.total_bytes) < GIB
+    assert plan.footprint.total_bytes == max(first.total_bytes, second.total_bytes)
+
+
+def test_several_small_gpus_stream_the_last_layers(llama):
+    """What two GPUs cannot hold goes to the host, its cache stays on the first GPU."""
+    plan = planned(llama, [gpu(6 * GIB), gpu(6 * GIB, 1), host(64 * GIB)], context=512)
+    assert plan.verdict.fits
+    assert plan.placement.device_map["model.layers.31"] == "cpu"
+    assert plan.placement.device_map["model.layers.0"] == "cuda:0"
+    assert sum(x.parts.get("weights", 0) for x in plan.devices) == llama.weight_bytes
+    assert sum(x.parts.get("kv_cache", 0) for x in plan.devices) == 512 * 32 * 2 * 4096 * 2
+
+
+def test_training_on_several_gpus_is_refused_and_not_guessed(tiny):
+    """One device at a time."""
+    with pytest.raises(UsageError, match="one device"):
+        planned(tiny, [gpu(GIB), gpu(GIB, 1)], task="train")
+
+
+def test_a_disk_alone_computes_nothing(tiny):
+    """Some device must compute."""
+    with pytest.raises(UsageError, match="computes"):
+        planned(tiny, [disk(GIB)])
+
+
+def test_a_measured_interpreter_replaces_the_assumed_one(tiny):
+    """Only where the host computes."""
+    work = complete({}, tiny)
+    plan = make_plan(tiny, work, [host(4 * GIB)], baseline=300 * MIB)
+    (line,) = [x for x in plan.footprint.lines if x.part == "overhead"]
+    assert (line.bytes, line.basis) == (300 * MIB, "measured")
+    on_gpu = make_plan(tiny, work, [gpu(4 * GIB)], baseline=300 * MIB)
+    assert on_gpu.footprint.part("overhead") != 300 * MIB
+
+
+@given(
+    st.integers(1, 40 * GIB), st.integers(0, 40 * GIB), st.integers(0, 40 * GIB), st.integers(1, 8)
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_every_plan_adds_up(llama, on_gpu, on_host, on_disk, batch):
+    """Whatever the sizes: all weights are somewhere, the map is complete, fits means fits."""
+    devices = [gpu(on_gpu)]
+    devices += [host(on_host)] if on_host else []
+    devices += [disk(on_disk)] if on_disk else []
+    plan = planned(llama, devices, context=256, batch=batch)
+    assert sum(x.parts.get("weights", 0) for x in plan.devices) == llama.weight_bytes
+    assert not uncovered(plan.placement.device_map, llama)
+    assert plan.verdict.fits == all(ledger.free_bytes >= 0 for ledger in plan.devices)
+    assert set(plan.placement.device_map.values()) <= {device.name for device in devices}
+    assert plan.footprint.low_bytes <= plan.footprint.total_bytes <= plan.footprint.high_bytes
