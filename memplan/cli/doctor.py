@@ -75,7 +75,7 @@ def _print(checks: list[Check]) -> None:
     paint = {"ok": style.green, "broken": style.red, "missing": style.bold, "note": style.bold}
     for check in checks:
         state = paint[check.state](check.state.ljust(7))
-        click.echo(f"{state}  {check.name.ljust(width)}  {check.detail}")
+        style.echo(f"{state}  {check.name.ljust(width)}  {check.detail}")
         if check.mend:
             click.echo(f"{' ' * 9}{' ' * width}  mend it: {check.mend}")
 

@@ -99,7 +99,7 @@ def cli(ctx: click.Context, color: str, debug: bool) -> None:
     memplan run --plan last -- python app.py     what it really takes, beside the plan
     memplan tui                                  both, live
     """
-    ctx.color = style.decide_color(color)
+    ctx.color = style.choose(color)
     if debug:
         os.environ["MEMPLAN_DEBUG"] = "1"
 
@@ -142,7 +142,7 @@ def _click_hint(error: click.ClickException) -> str:
 def _complain(message: str, hint: str, error: BaseException, code: int = 2) -> int:
     if os.environ.get("MEMPLAN_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
-    click.echo(style.red("error: ", err=True) + " ".join(message.split()), err=True)
+    style.echo(style.red("error: ", err=True) + " ".join(message.split()), err=True)
     if hint:
-        click.echo(style.blue("hint: ", err=True) + hint, err=True)
+        style.echo(style.blue("hint: ", err=True) + hint, err=True)
     return code

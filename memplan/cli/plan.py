@@ -50,7 +50,7 @@ def plan(
         from memplan.report import plan_text
 
         text = plan_text(result, unit=chosen_unit(unit), bars=not plain)
-        click.echo(_painted(text), nl=False)
+        style.echo(_painted(text), nl=False)
     return 0 if result.verdict.fits else EXIT_FINDING
 
 
@@ -87,5 +87,5 @@ def device_map(*, as_json: bool, **options: Any) -> int:
     result = build_plan(options, exact_modules=True)
     click.echo(json.dumps(native_map(result.placement.device_map), indent=2))
     if not result.verdict.fits:
-        click.echo(style.red("does not fit: ", err=True) + result.verdict.reason, err=True)
+        style.echo(style.red("does not fit: ", err=True) + result.verdict.reason, err=True)
     return 0 if result.verdict.fits else EXIT_FINDING

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-__all__ = ["bold", "decide_color", "green", "red"]
+__all__ = ["blue", "bold", "choose", "decide_color", "echo", "green", "red"]
 
 
 def decide_color(option: str = "auto") -> bool | None:
@@ -24,13 +24,26 @@ def decide_color(option: str = "auto") -> bool | None:
     return False if os.environ.get("TERM") == "dumb" else None
 
 
+def choose(option: str) -> bool | None:
+    """Take the command line's --color into force and return the decision."""
+    _chosen["color"] = decide_color(option)
+    return _chosen["color"]
+
+
+_chosen: dict[str, bool | None] = {}
+
+
 def _paint(text: str, *, err: bool, **how: bool | str) -> str:
-    context = click.get_current_context(silent=True)
-    wish = context.color if context is not None else decide_color()
+    wish = _chosen["color"] if "color" in _chosen else decide_color()
     stream = sys.stderr if err else sys.stdout
     if wish is False or (wish is None and not stream.isatty()):
         return text
     return click.style(text, **how)  # type: ignore[arg-type]
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text whose colour has been decided: click would strip what --color always forced."""
+    click.echo(text, err=err, nl=nl, color=True)
 
 
 def bold(text: str, *, err: bool = False) -> str:
