@@ -14,6 +14,7 @@ from memplan.types import (
     DeviceComparison,
     Ledger,
     Line,
+    PartComparison,
     Peak,
     Phase,
     Plan,
@@ -21,7 +22,7 @@ from memplan.types import (
 )
 from memplan.units import UNITS, format_bytes, format_count
 
-__all__ = ["comparison_text", "plan_text", "run_text", "table"]
+__all__ = ["comparison_text", "plan_text", "run_text", "summary_text", "table"]
 
 _SINGLE = ("gpus", "nodes", "tp", "pp", "dp", "ep", "cp")
 """Defaults that mean "one": listed in the JSON only."""
@@ -195,29 +196,52 @@ def comparison_text(comparison: Comparison, *, plan: Plan | None = None, unit: s
 def _device(row: DeviceComparison, unit: str) -> list[str]:
     head = row.name + (f", {row.measured_by}" if row.measured_by else "")
     rows = [[head, f"planned {unit}", f"measured {unit}", "gap", f"band, {unit}"]]
-    rows += [
-        [
-            f"  {part.part}",
-            _number(part.planned_bytes, unit),
-            _number(part.measured_bytes, unit),
-            _gap(part.measured_bytes, part.planned_bytes, unit),
-            "",
-        ]
-        for part in row.parts
-    ]
+    rows += [[f"  {part.part}", *_part_cells(part, unit)] for part in row.parts]
     rows.append(["  unaccounted", "", _number(row.unaccounted_bytes, unit), "", ""])
-    rows.append(
-        [
-            "  peak",
-            _number(row.planned_bytes, unit),
-            _number(row.peak_bytes, unit),
-            _gap(row.peak_bytes, row.planned_bytes, unit),
-            _band(row.low_bytes, row.high_bytes, unit) + _place(row),
-        ]
-    )
+    rows.append(["  peak", *_peak_cells(row, unit)])
     if row.peak_reserved_bytes is not None:
         rows.append(["  peak reserved", "", _number(row.peak_reserved_bytes, unit), "", ""])
     return table(rows, "lrrrl")
+
+
+def _part_cells(part: PartComparison, unit: str) -> list[str]:
+    return [
+        _number(part.planned_bytes, unit),
+        _number(part.measured_bytes, unit),
+        _gap(part.measured_bytes, part.planned_bytes, unit),
+        "",
+    ]
+
+
+def _peak_cells(row: DeviceComparison, unit: str) -> list[str]:
+    return [
+        _number(row.planned_bytes, unit),
+        _number(row.peak_bytes, unit),
+        _gap(row.peak_bytes, row.planned_bytes, unit),
+        _band(row.low_bytes, row.high_bytes, unit) + _place(row),
+    ]
+
+
+def summary_text(named: Sequence[tuple[str, Comparison]], *, unit: str = "GiB") -> str:
+    """Return several comparisons as one table: the parts that were measured, and the peaks.
+
+    Args:
+        named: a word for each run, and its comparison.
+        unit: "GiB", "MiB" or "GB".
+    """
+    rows = [
+        ["run", "device", "part", f"planned {unit}", f"measured {unit}", "gap", f"band, {unit}"]
+    ]
+    for name, comparison in named:
+        for row in comparison.devices:
+            rows += [
+                [name, row.name, part.part, *_part_cells(part, unit)]
+                for part in row.parts
+                if part.measured_bytes is not None
+            ]
+            if row.measured_by and row.low_bytes != row.high_bytes:
+                rows.append([name, row.name, "peak", *_peak_cells(row, unit)])
+    return "\n".join(table(rows, "lllrrrl", "")) + "\n"
 
 
 def _gap(measured: int | None, planned: int | None, unit: str) -> str:

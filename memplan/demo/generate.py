@@ -23,6 +23,7 @@ def main(folder: Path, prompt: int, new: int) -> None:
     from memplan import measure
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with measure.track("start"):
         loader = _loader(folder)
     with measure.track("load") as load:

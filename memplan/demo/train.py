@@ -21,6 +21,7 @@ def main(folder: Path, length: int, batch: int, steps: int) -> None:
     from memplan import measure
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     with measure.track("start"):
         torch.manual_seed(0)

@@ -36,7 +36,7 @@ def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> L
         part="overhead",
         bytes=baseline,
         low_bytes=int(0.9 * baseline),
-        high_bytes=int(1.25 * baseline) + 32 * MIB,
+        high_bytes=int(1.1 * baseline) + 48 * MIB,
         basis="measured",
         source="Python, torch and transformers, measured here",
     )
