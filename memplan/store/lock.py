@@ -1,0 +1,76 @@
+"""One process writes: an exclusive lock beside the database, which the kernel frees with it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from memplan.errors import StoreError, StoreLockedError
+
+__all__ = ["WriterLock", "lock_path"]
+
+
+def lock_path(database: Path) -> Path:
+    """Return the lock file of a database."""
+    return database.with_name(database.name + ".lock")
+
+
+class WriterLock:
+    """An flock on "<database>.lock", whose text is the holder's process id.
+
+    The file stays when the lock is given back: deleting it would let two processes hold two files
+    of one name. A holder that is killed loses the lock with its last descriptor.
+    """
+
+    def __init__(self, database: Path) -> None:
+        """Prepare; nothing is touched before `acquire`.
+
+        Args:
+            database: the database's file.
+        """
+        self._path = lock_path(database)
+        self._database = database
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises StoreLockedError, with the holder's process id, when another process has it, and
+        StoreError when the folder cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write beside {self._database}: {error.strerror or error}",
+                hint="name another place: export MEMPLAN_DATABASE=FILE",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = self._holder(descriptor)
+            os.close(descriptor)
+            raise StoreLockedError(
+                f"{self._database} is in use by process {holder}: only one process writes to it",
+                hint="memplan daemon status (memplan daemon stop ends it)",
+            ) from error
+        with contextlib.suppress(OSError):
+            # A full disk must not keep a process from holding the lock.
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._descriptor = descriptor
+
+    @staticmethod
+    def _holder(descriptor: int) -> str:
+        with contextlib.suppress(OSError):
+            return os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        return "unknown"
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it is not held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
