@@ -114,14 +114,15 @@ class StoreReader:
     def peaks(self, run_id: str | None) -> tuple[Peak, ...]:
         """Return the peak of every series of a run (None: of the host's own samples)."""
         s, x, t = tables.series.c, tables.sample.c, tables.tick.c
-        order = {"partition_by": x.series_id}
         ranked = (
             select(
                 x.series_id,
                 x.seq,
                 x.value,
-                func.count().over(**order).label("count"),
-                func.row_number().over(order_by=(x.value.desc(), x.seq), **order).label("rank"),
+                func.count().over(partition_by=x.series_id).label("count"),
+                func.row_number()
+                .over(partition_by=x.series_id, order_by=(x.value.desc(), x.seq))
+                .label("rank"),
             )
             .where(self._of_run(run_id))
             .subquery()
