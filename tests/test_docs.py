@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -19,6 +20,16 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 def test_every_command_is_in_the_readme_or_the_docs(command):
     """Nothing that only the source knows."""
     assert re.search(rf"memplan {command}\b", TEXT)
+
+
+def test_the_table_of_commands_is_the_programs_own():
+    """`make docs` renews it."""
+    found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(found)
+    found.loader.exec_module(generate)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert generate.readme(text) == text
+    assert generate.command_table() in text
 
 
 def commands():
