@@ -99,6 +99,9 @@ def _file_values(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
     unknown = sorted(set(data) - set(SETTINGS))
     if unknown:
         raise UsageError(f"{path}: unknown setting {unknown[0]!r}", hint="memplan config show")
+    for name, value in data.items():
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise UsageError(f"{path}: {name} is {value!r}, neither text nor number")
     return data
 
 
