@@ -1,0 +1,312 @@
+"""The daemon's life: run in the foreground, start in the background, stop, tell how it is."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memplan_daemon.clock import SystemClock
+from memplan_daemon.collectors import default_collectors
+from memplan_daemon.loop import Loop
+from memplan_daemon.sampler import Sampler
+from memplan_daemon.server import Server
+from memplan_daemon.service import Service
+
+from memplan.errors import DaemonError, StoreLockedError
+from memplan.store.remote import DaemonClient, socket_path
+
+__all__ = ["DaemonStatus", "daemon_status", "run_daemon", "start_daemon", "stop_daemon"]
+
+_log = logging.getLogger("memplan.daemon")
+
+START_S = 20.0
+"""Seconds that a new daemon may take until it answers."""
+
+STOP_S = 5.0
+"""Seconds that it may take to end before SIGTERM, and again after it."""
+
+_ASK_S = 2.0
+_PAUSE_S = 0.05
+_LARGEST_LOG = 1024**2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonStatus:
+    """How the daemon of one database is."""
+
+    running: bool
+    """True when a background daemon answers."""
+    database: str
+    """The database."""
+    database_bytes: int | None
+    """Size of its file with the write-ahead log; None when there is none."""
+    pid: int | None = None
+    """Process that holds the database."""
+    kind: str | None = None
+    """"daemon", or "run" for a `memplan run` that holds it meanwhile; None when none answers."""
+    since_ns: int | None = None
+    """When it began, wall clock."""
+    interval_s: float | None = None
+    """Seconds between its samples."""
+    samples_written: int | None = None
+    """Samples that it has committed."""
+    samples_dropped: int | None = None
+    """Samples that it had to give up."""
+    watching: tuple[str, ...] = ()
+    """Runs that it samples."""
+    store_error: str = ""
+    """Why the store refuses samples at the moment."""
+
+
+def run_daemon(database: str, interval_s: float) -> None:
+    """Sample into a database until SIGTERM, SIGINT, SIGHUP or a request to stop.
+
+    Args:
+        database: its file, or a PostgreSQL URL.
+        interval_s: seconds between samples.
+
+    Raises StoreLockedError when another process writes to it, other StoreErrors when it cannot
+    be used, and DaemonError when the socket cannot be made.
+    """
+    from memplan.store.writer import LocalWriter
+
+    with _logging(), LocalWriter(database) as writer:
+        clock = SystemClock()
+        sampler = Sampler(
+            clock=clock,
+            collectors=default_collectors(clock),
+            writer=writer,
+            interval_s=interval_s,
+            host_interval_s=interval_s,
+        )
+        loop = Loop(sampler)
+        service = Service(
+            writer=writer,
+            sampler=sampler,
+            clock=clock,
+            database=database,
+            kind="daemon",
+            stop=loop.stop,
+        )
+        path = socket_path(database)
+        server = Server(path=path, service=service, loop=loop, clock=clock)
+        _log.info("sampling every %g s into %s, listening at %s", interval_s, database, path)
+        try:
+            with _ending_by_signal(loop):
+                loop.run()
+            sampler.offer([])
+        finally:
+            sampler.close()
+            server.close()
+            loop.close()
+        _log.info("ended after %d samples", sampler.counts.samples_written)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+    before = _log.level
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.setLevel(before)
+
+
+@contextlib.contextmanager
+def _ending_by_signal(loop: Loop) -> Iterator[None]:
+    """Let signals end the loop: its wait would go on after them unless a descriptor wakes it."""
+    awake, wake = socket.socketpair()
+    for end in (awake, wake):
+        end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+    loop.add(awake, lambda: _drain(awake))
+    old_fd = signal.set_wakeup_fd(wake.fileno())
+    old = {number: signal.signal(number, lambda *_: loop.stop()) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(old_fd)
+        loop.remove(awake)
+        awake.close()
+        wake.close()
+
+
+def _drain(awake: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        awake.recv(4096)
+
+
+def start_daemon(database: str, interval_s: float) -> DaemonStatus:
+    """Start a daemon in the background and wait until it answers.
+
+    Raises StoreLockedError when the database is held already, and DaemonError, with what the
+    daemon said, when it ends before it answers.
+    """
+    status = daemon_status(database)
+    if status.pid is not None:
+        what = "a daemon" if status.running else "a process"
+        raise StoreLockedError(
+            f"{what} (pid {status.pid}) writes to {database} already", hint="memplan daemon status"
+        )
+    log = socket_path(database).with_suffix(".log")
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _open_log(log) as output:
+        begin = output.tell()
+        process = _spawn(database, interval_s, output)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        status = daemon_status(database)
+        if status.running and status.pid == process.pid:
+            process.returncode = 0  # it goes on by itself: nobody is to wait for it
+            return status
+        if process.poll() is not None:
+            raise DaemonError(f"the daemon ended at once: {_last_words(log, begin)}")
+        time.sleep(_PAUSE_S)
+    process.kill()
+    process.wait()
+    raise DaemonError(f"the daemon did not answer within {START_S:g} s", hint=f"see {log}")
+
+
+def _open_log(path: Path) -> Any:
+    too_large = path.exists() and path.stat().st_size > _LARGEST_LOG
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if too_large else 0)
+    output = os.fdopen(os.open(path, flags | os.O_CLOEXEC, 0o600), "ab")
+    output.seek(0, os.SEEK_END)
+    return output
+
+
+def _spawn(database: str, interval_s: float, output: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "memplan", "daemon", "run", "--interval", str(interval_s)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "MEMPLAN_DATABASE": database},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def _last_words(log: Path, begin: int) -> str:
+    """Return the error that the daemon printed last, without its label."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")] or lines or [f"see {log}"]
+    return errors[-1].removeprefix("error: ")
+
+
+def stop_daemon(database: str) -> int | None:
+    """End the daemon of a database and wait until it has let go; return its pid, None if none ran.
+
+    Raises DaemonError when it does not end, or when a `memplan run` holds the database.
+    """
+    pid = daemon_status(database).pid
+    if pid is None:
+        return None
+    try:
+        waiter = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return pid
+    try:
+        _end(database, pid, waiter)
+    finally:
+        os.close(waiter)
+    return pid
+
+
+def _end(database: str, pid: int, waiter: int) -> None:
+    with DaemonClient(socket_path(database), timeout_s=_ASK_S) as client:
+        try:
+            client.stop()
+        except DaemonError:
+            if daemon_status(database).kind == "run":
+                raise
+        else:
+            if _ended(waiter):
+                return
+    if daemon_status(database).pid != pid:
+        return  # ended meanwhile, and the number may mean another process
+    if not _is_daemon(pid):
+        raise DaemonError(f"process {pid} holds {database} and is no daemon")
+    _log.warning("the daemon does not answer: SIGTERM")
+    signal.pidfd_send_signal(waiter, signal.SIGTERM)
+    if not _ended(waiter):
+        raise DaemonError(f"the daemon (pid {pid}) does not end", hint=f"kill -9 {pid}")
+
+
+def _ended(waiter: int) -> bool:
+    return bool(select.select([waiter], [], [], STOP_S)[0])
+
+
+def daemon_status(database: str) -> DaemonStatus:
+    """Return how the daemon of a database is. Raises nothing: a silent one is not running."""
+    size = _size(database)
+    with DaemonClient(socket_path(database), timeout_s=_ASK_S) as client:
+        try:
+            found = client.status()
+        except DaemonError:
+            pid = _holder(database)
+            return DaemonStatus(running=False, database=database, database_bytes=size, pid=pid)
+    return DaemonStatus(
+        running=found["kind"] == "daemon",
+        database=database,
+        database_bytes=size,
+        pid=found["pid"],
+        kind=found["kind"],
+        since_ns=found["since_ns"],
+        interval_s=found["interval_s"],
+        samples_written=found["samples_written"],
+        samples_dropped=found["samples_dropped"],
+        watching=tuple(found["watching"]),
+        store_error=found["store_error"],
+    )
+
+
+def _size(database: str) -> int | None:
+    files = [Path(database + suffix) for suffix in ("", "-wal")]
+    sizes = [file.stat().st_size for file in files if file.is_file()]
+    return sum(sizes) if sizes else None
+
+
+def _holder(database: str, proc: Path = Path("/proc")) -> int | None:
+    """Return who holds the writer's lock, by the kernel's own list of locks.
+
+    Trying the lock instead would make a writer that begins at that moment fail.
+    """
+    try:
+        inode = str(Path(database + ".lock").stat().st_ino)
+        lines = (proc / "locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for words in map(str.split, lines):  # "1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF"
+        if len(words) > 5 and words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+            return int(words[4])
+    return None
+
+
+def _is_daemon(pid: int) -> bool:
+    """Tell whether a process that does not answer was started as the daemon."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(pair == (b"daemon", b"run") for pair in itertools.pairwise(words))
