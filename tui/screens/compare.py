@@ -58,7 +58,7 @@ class CompareScreen(Screen[None]):
     def show(self, snapshot: Snapshot) -> None:
         """Show a snapshot."""
         detail = snapshot.detail
-        line = f"memplan   compare   {view.headline(detail)}"
+        line = f"compare   {view.headline(detail)}"
         self.query_one("#status", Static).update(line)
         empty = view.empty_text(snapshot)
         self.query_one("#empty", Static).update(empty or "")
