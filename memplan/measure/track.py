@@ -1,0 +1,129 @@
+"""`track`: one phase of a program, with what was in memory at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import Any, Self
+
+from memplan.errors import MissingDependencyError, UsageError
+from memplan.measure import agent
+from memplan.measure.counters import process_counters, tensor_counters, torch_counters
+from memplan.types import FrozenMap, Phase
+
+__all__ = ["Tracked", "track"]
+
+
+class Tracked(contextlib.ContextDecorator):
+    """A phase: `with` it, or decorate a function. Nested and repeated use is fine."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: Any = None,
+        optimizer: Any = None,
+        cache: Any = None,
+        exact: bool = False,
+    ) -> None:
+        """See `track`."""
+        self.name = name
+        self.phase: Phase | None = None
+        """The result, once the phase has ended."""
+        self._watched: dict[str, Any] = {"model": model, "optimizer": optimizer, "cache": cache}
+        self._exact = exact
+        self._started: list[tuple[int, Any]] = []
+
+    def watch(self, *, model: Any = None, optimizer: Any = None, cache: Any = None) -> None:
+        """Name what is to be counted at the end; for what is made inside the phase."""
+        found = {"model": model, "optimizer": optimizer, "cache": cache}
+        self._watched |= {name: value for name, value in found.items() if value is not None}
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        profiler = _profiler() if self._exact else None
+        self._started.append((time.time_ns(), profiler))
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Count, and report the phase to the sampler if there is one."""
+        started, profiler = self._started.pop()
+        counters = {**process_counters(), **torch_counters(), **tensor_counters(**self._watched)}
+        if profiler is not None:
+            counters |= _peaks(profiler)
+        self.phase = Phase(
+            run_id=agent.run_id(),
+            name=self.name,
+            pid=os.getpid(),
+            started_ns=started,
+            ended_ns=max(time.time_ns(), started),
+            counters=FrozenMap(counters),
+        )
+        agent.report(self.phase)
+
+
+def track(
+    name: str,
+    *,
+    model: Any = None,
+    optimizer: Any = None,
+    cache: Any = None,
+    exact: bool = False,
+) -> Tracked:
+    """Mark a phase of the program.
+
+    At its end are read: this process's RSS and its peak; each used GPU's allocated and reserved
+    bytes and their peaks since the program began; and the sums over the tensors of what is
+    watched, by device.
+
+    Args:
+        name: "start", "load", "prefill", "decode", "forward", "backward", "optimizer_step" or a
+            word of your own. "start", after the imports and before the first weight, tells the
+            comparison what the interpreter itself takes.
+        model: an nn.Module whose weights, buffers and gradients are counted.
+        optimizer: a torch optimizer whose states are counted.
+        cache: a transformers cache.
+        exact: also follow every allocation by torch.profiler: "cpu.peak_allocated" (and
+            "cuda:N.peak_allocated") is then the highest sum of what was allocated since the phase
+            began. Makes the program several times slower.
+
+    Raises MissingDependencyError for exact without torch, UsageError for exact inside exact.
+    """
+    return Tracked(name, model=model, optimizer=optimizer, cache=cache, exact=exact)
+
+
+def _profiler() -> Any:
+    try:
+        from torch.profiler import ProfilerActivity, profile
+    except ImportError as error:
+        raise MissingDependencyError(
+            "exact phases need torch", hint="pip install 'memplan[models]'"
+        ) from error
+    torch = sys.modules["torch"]
+    if torch.autograd._profiler_enabled():
+        raise UsageError(
+            "a profiler is running already", hint="leave exact=True out of the inner phase"
+        )
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    profiler = profile(activities=activities, profile_memory=True)
+    profiler.__enter__()
+    return profiler
+
+
+def _peaks(profiler: Any) -> dict[str, int]:
+    """Return the highest running sum of the allocator's events, by device."""
+    profiler.__exit__(None, None, None)
+    found = profiler.profiler.kineto_results.events()
+    events = sorted((e for e in found if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    running: dict[str, int] = {}
+    peaks: dict[str, int] = {}
+    for event in events:
+        kind = event.device_type().name.lower()
+        device = f"cuda:{event.device_index()}" if kind == "cuda" else kind
+        running[device] = running.get(device, 0) + event.nbytes()
+        peaks[device] = max(peaks.get(device, 0), running[device])
+    return {f"{device}.peak_allocated": peak for device, peak in peaks.items()}
