@@ -65,11 +65,22 @@ def demo(*, keep: Path | None) -> int:
 def _loop(folder: Path) -> int:
     model = folder / "demo-llama"
     _say("make", "a Llama of 100 M parameters, float32, random weights, in two shards")
-    _python("make the model", "-m", "memplan.demo.model", str(model))
+    making = subprocess.Popen(
+        [sys.executable, "-m", "memplan.demo.model", str(model)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     _say("measure", "what Python with torch and transformers takes before any weight")
     from memplan.devices.baseline import measure_baseline
 
-    measure_baseline()
+    try:
+        measure_baseline()
+    finally:
+        _, complaint = making.communicate()
+    if making.returncode != 0:
+        reason = (complaint.strip().splitlines() or [f"exit code {making.returncode}"])[-1]
+        raise MemplanError(f"could not make the model: {reason}", hint="memplan doctor")
     generating = _plan_generation(model)
     _emit(generating, folder / "deploy")
     _say("run", f"load it by that map, {PROMPT} tokens of prompt, {NEW} generated")
@@ -82,14 +93,6 @@ def _loop(folder: Path) -> int:
 
 def _say(word: str, text: str) -> None:
     style.echo(f"\n{style.bold(f'{word}:')} {text}")
-
-
-def _python(what: str, *arguments: str) -> None:
-    """Run a step in a process of its own, so that this one stays small."""
-    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise MemplanError(f"could not {what}: {reason}", hint="memplan doctor")
 
 
 def _plan_generation(model: Path) -> Plan:
@@ -111,11 +114,10 @@ def _pretended(spec: ModelSpec, workload: Workload, baseline: int | None) -> lis
     """Return devices of which the first holds less than half of the weights."""
     from dataclasses import replace
 
-    from memplan.devices.detect import detect_gpus
     from memplan.placement.plan import make_plan
     from memplan.types import Device
 
-    fast: list[Device] = [*detect_gpus()[:1]] if _cuda() else []
+    fast = _usable_gpu()
     roomy = Device(name="cpu", kind="cpu", capacity_bytes=1 << 50)
     disk = Device(name="disk", kind="disk", capacity_bytes=10 << 30)
     share = int(_SHARE * spec.weight_bytes)
@@ -125,11 +127,16 @@ def _pretended(spec: ModelSpec, workload: Workload, baseline: int | None) -> lis
     return [*small, disk]
 
 
-def _cuda() -> bool:
-    """Tell whether torch can use a GPU here; asked in another process, as torch is large."""
+def _usable_gpu() -> list[Device]:
+    """Return the first GPU, if torch can use it; asked in another process, as torch is large."""
+    from memplan.devices.detect import detect_gpus
+
+    gpus = detect_gpus()
     program = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
-    return done.returncode == 0
+    command = [sys.executable, "-c", program]
+    if not gpus or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        return []
+    return [gpus[0]]
 
 
 def _sizes(devices: Sequence[Device]) -> str:
@@ -141,7 +148,7 @@ def _sizes(devices: Sequence[Device]) -> str:
 
 def _plan_training(model: Path) -> Plan:
     from memplan.devices.baseline import known_baseline
-    from memplan.devices.detect import detect_gpus, detect_host
+    from memplan.devices.detect import detect_host
     from memplan.footprint.defaults import complete
     from memplan.models.resolve import resolve
     from memplan.placement.plan import make_plan
@@ -149,7 +156,7 @@ def _plan_training(model: Path) -> Plan:
     spec = resolve(str(model), dtype="float32")
     options = {"task": "train", "seq": LENGTH, "batch": BATCH, "precision": "fp32"}
     workload = complete(options, spec)
-    gpus = [*detect_gpus()[:1]] if _cuda() else []
+    gpus = _usable_gpu()
     _say("plan", "training of all its weights on the whole machine")
     plan = make_plan(
         spec,

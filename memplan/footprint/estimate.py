@@ -116,7 +116,6 @@ def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
     lines = [_line("gradients", gradients, "exact", "one per parameter, in its dtype")]
     if states:
         lines.append(_line("optimizer", states, "exact", OPTIMIZERS[workload.optimizer][1]))
-    foreach = kind == "gpu" and workload.optimizer.startswith("ada")
     engine = runtime(workload.runtime)
-    lines.append(engine.training_line(spec, workload, gradients=gradients, foreach=foreach))
+    lines.append(engine.training_line(spec, workload, gradients=gradients, kind=kind))
     return lines

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from memplan.measure.offload import offloaded
+from memplan.measure.storages import Ledger
 
 __all__ = ["process_counters", "tensor_counters", "torch_counters"]
 
@@ -26,8 +29,6 @@ _ALLOCATOR = {
     "peak_allocated": "allocated_bytes.all.peak",
     "peak_reserved": "reserved_bytes.all.peak",
 }
-
-_Seen = set[tuple[str, int, int]]
 
 
 def process_counters(proc: Path = Path("/proc")) -> dict[str, int]:
@@ -73,84 +74,21 @@ def tensor_counters(model: Any = None, optimizer: Any = None, cache: Any = None)
         optimizer: a torch optimizer: its states.
         cache: a transformers cache: "kv_cache".
     """
-    counters: dict[str, int] = {}
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    ledger = Ledger(torch)
     if model is not None:
-        seen: _Seen = set()
-        _add(counters, "weights", model.parameters(), seen)
-        _add_offloaded(counters, model)
-        _add(counters, "buffers", model.buffers(), seen)
-        gradients = (p.grad for p in model.parameters() if p.grad is not None)
-        _add(counters, "gradients", gradients, seen)
+        ledger.add("weights", model.parameters())
+        for place, size in offloaded(model, ledger):
+            ledger.count(place, "weights", size)
+        ledger.add("buffers", model.buffers())
+        ledger.add("gradients", (p.grad for p in model.parameters() if p.grad is not None))
     if optimizer is not None:
-        _add(counters, "optimizer", _tensors(dict(optimizer.state)), set())
+        ledger.add("optimizer", _tensors(dict(optimizer.state)))
     if cache is not None:
-        _add(counters, "kv_cache", _cache_tensors(cache), set())
-    return counters
-
-
-def _add(counters: dict[str, int], kind: str, tensors: Iterable[Any], seen: _Seen) -> None:
-    for tensor in tensors:
-        for plain in _plain(tensor):
-            device = _device(plain)
-            key = (device, plain.data_ptr(), plain.nbytes) if device != "meta" else None
-            if key is None or key in seen or not plain.nbytes:
-                continue
-            seen.add(key)
-            name = f"{device}.{kind}"
-            counters[name] = counters.get(name, 0) + plain.nbytes
-
-
-def _plain(tensor: Any) -> Iterator[Any]:
-    """Yield the plain tensors of which a tensor is made (quantised ones are made of several)."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        yield tensor
-        return
-    for name in flatten()[0]:
-        yield from _plain(getattr(tensor, name))
-
-
-def _device(tensor: Any) -> str:
-    device = tensor.device
-    if device.type != "cuda":
-        return str(device.type)
-    return f"cuda:{device.index or 0}"
-
-
-def _add_offloaded(counters: dict[str, int], model: Any) -> None:
-    """Count parameters that accelerate's hooks hold: in host memory, or in files.
-
-    A hooked module's own parameters are on the meta device; the hook's map knows where the data
-    is: accelerate.utils.OffloadedWeightsLoader.state_dict (host) or .index (disk).
-    """
-    seen: set[int] = set()
-    for module in model.modules():
-        for hook in _hooks(module):
-            prefix, loader = _loader(getattr(hook, "weights_map", None))
-            if loader is None:
-                continue
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.device.type != "meta" or id(parameter) in seen:
-                    continue
-                seen.add(id(parameter))
-                place = "disk" if f"{prefix}{name}" in (loader.index or {}) else "cpu"
-                key = f"{place}.weights"
-                counters[key] = counters.get(key, 0) + parameter.nbytes
-
-
-def _hooks(module: Any) -> Iterator[Any]:
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        yield from getattr(hook, "hooks", (hook,))
-
-
-def _loader(weights_map: Any) -> tuple[str, Any]:
-    """Return the prefix and the loader under accelerate's (nested) prefixed datasets."""
-    prefix = ""
-    while weights_map is not None and hasattr(weights_map, "dataset"):
-        prefix = f"{weights_map.prefix}{prefix}"
-        weights_map = weights_map.dataset
-    return (prefix, weights_map) if hasattr(weights_map, "index") else ("", None)
+        ledger.add("kv_cache", _cache_tensors(cache))
+    return ledger.totals()
 
 
 def _cache_tensors(cache: Any) -> Iterator[Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from typing import Any, Self
 
-from memplan.errors import MissingDependencyError, UsageError
+from memplan.errors import MissingDependencyError
 from memplan.measure import agent
 from memplan.measure.counters import process_counters, tensor_counters, torch_counters
+from memplan.measure.exact import MemoryTrace
 from memplan.types import FrozenMap, Phase
 
 __all__ = ["Tracked", "track"]
@@ -34,7 +34,7 @@ class Tracked(contextlib.ContextDecorator):
         """The result, once the phase has ended."""
         self._watched: dict[str, Any] = {"model": model, "optimizer": optimizer, "cache": cache}
         self._exact = exact
-        self._started: list[tuple[int, Any]] = []
+        self._started: list[tuple[int, MemoryTrace | None]] = []
 
     def watch(self, *, model: Any = None, optimizer: Any = None, cache: Any = None) -> None:
         """Name what is to be counted at the end; for what is made inside the phase."""
@@ -43,16 +43,16 @@ class Tracked(contextlib.ContextDecorator):
 
     def __enter__(self) -> Self:
         """Begin."""
-        profiler = _profiler() if self._exact else None
-        self._started.append((time.time_ns(), profiler))
+        trace = _trace() if self._exact else None
+        self._started.append((time.time_ns(), trace))
         return self
 
     def __exit__(self, *details: object) -> None:
         """Count, and report the phase to the sampler if there is one."""
-        started, profiler = self._started.pop()
+        started, trace = self._started.pop()
         counters = {**process_counters(), **torch_counters(), **tensor_counters(**self._watched)}
-        if profiler is not None:
-            counters |= _peaks(profiler)
+        if trace is not None:
+            counters |= trace.stop()
         self.phase = Phase(
             run_id=agent.run_id(),
             name=self.name,
@@ -85,45 +85,22 @@ def track(
         model: an nn.Module whose weights, buffers and gradients are counted.
         optimizer: a torch optimizer whose states are counted.
         cache: a transformers cache.
-        exact: also follow every allocation by torch.profiler: "cpu.peak_allocated" (and
-            "cuda:N.peak_allocated") is then the highest sum of what was allocated since the phase
-            began. Makes the program several times slower.
+        exact: also follow every allocation by torch.profiler: "cpu.peak_allocated" is then the
+            highest sum of what was allocated since the phase began. For short phases; inside a
+            profiler that runs already there is no such counter.
 
-    Raises MissingDependencyError for exact without torch, UsageError for exact inside exact.
+    Raises MissingDependencyError for exact without torch.
     """
     return Tracked(name, model=model, optimizer=optimizer, cache=cache, exact=exact)
 
 
-def _profiler() -> Any:
+def _trace() -> MemoryTrace:
     try:
-        from torch.profiler import ProfilerActivity, profile
+        import torch
     except ImportError as error:
         raise MissingDependencyError(
             "exact phases need torch", hint="pip install 'memplan[models]'"
         ) from error
-    torch = sys.modules["torch"]
-    if torch.autograd._profiler_enabled():
-        raise UsageError(
-            "a profiler is running already", hint="leave exact=True out of the inner phase"
-        )
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
-    profiler = profile(activities=activities, profile_memory=True)
-    profiler.__enter__()
-    return profiler
-
-
-def _peaks(profiler: Any) -> dict[str, int]:
-    """Return the highest running sum of the allocator's events, by device."""
-    profiler.__exit__(None, None, None)
-    found = profiler.profiler.kineto_results.events()
-    events = sorted((e for e in found if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    running: dict[str, int] = {}
-    peaks: dict[str, int] = {}
-    for event in events:
-        kind = event.device_type().name.lower()
-        device = f"cuda:{event.device_index()}" if kind == "cuda" else kind
-        running[device] = running.get(device, 0) + event.nbytes()
-        peaks[device] = max(peaks.get(device, 0), running[device])
-    return {f"{device}.peak_allocated": peak for device, peak in peaks.items()}
+    trace = MemoryTrace(torch)
+    trace.start()
+    return trace

@@ -89,7 +89,7 @@ def _weights(footprint: Footprint, units: Sequence[Unit]) -> Line:
 
 
 def _reload(size: int) -> list[Line]:
-    return [exact_line("buffers", size, "copy of the largest streamed module")] if size else []
+    return [exact_line("activations", size, "copy of the largest streamed module")] if size else []
 
 
 def _policy(main: Device, held: dict[str, int]) -> str:

@@ -85,7 +85,7 @@ def test_saved_tensors_lie_inside_the_band(tmp_path, attention, precision):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(tokens, labels=tokens)
     measured = sum(storage.nbytes() for storage in saved.values())
-    line = training_line(spec, work, gradients=0, foreach=False)
+    line = training_line(spec, work, gradients=0, kind="gpu")
     assert line.low_bytes <= measured <= line.high_bytes
     # The 64 MiB of slack would hide a wrong rule on so small a model.
     assert measured == pytest.approx(line.bytes, rel=0.3)
