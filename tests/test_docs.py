@@ -37,7 +37,7 @@ def commands():
     found = set()
     for line in TEXT.splitlines():
         match = re.match(r"^\s*\$?\s*(memplan [a-z].*?)(?:  .*|#.*|\|.*|>.*)?$", line)
-        if match and not match[1].endswith(":"):
+        if match and match[1].split()[1] in COMMANDS:
             found.add(match[1].strip())
     return sorted(found)
 

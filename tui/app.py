@@ -14,7 +14,7 @@ from memplan_tui.screens.help import HelpScreen
 from memplan_tui.screens.live import LiveScreen
 from memplan_tui.themes import DEFAULT, THEMES
 from textual import work
-from textual.app import App, SystemCommand
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
@@ -105,7 +105,10 @@ class MemplanApp(App[None]):
         self._show()
 
     def _show(self) -> None:
-        screen = self.screen
+        try:
+            screen = self.screen
+        except ScreenStackError:
+            return  # the answer came while the program was ending
         if isinstance(screen, LiveScreen | CompareScreen) and screen.is_mounted:
             screen.show(self.snapshot)
 
