@@ -58,7 +58,7 @@ def compare(
         rows = tuple(_planned(ledger, plan, measured) for ledger in plan.devices)
     return Comparison(
         run=run,
-        plan_id=plan.id if plan is not None else None,
+        plan_id=(plan.id or run.plan_id) if plan is not None else None,
         devices=rows,
         verdict=_verdict(rows),
         notes=tuple(_notes(plan, run, rows, phases)),

@@ -33,6 +33,10 @@ _BROKEN = (
 """Answers after which only a new start of NVML helps (handles die with the driver)."""
 
 
+_ABSENT = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
+"""A machine without an NVIDIA GPU: nothing to warn about."""
+
+
 @dataclass(slots=True)
 class _Gpu:
     """One device, with what was read in the current tick."""
@@ -137,7 +141,8 @@ class NvmlCollector:
         """Log an answer that was not logged last, and plan a new start where that may help."""
         text = f"{what}: {error}"
         if text != self._failed:
-            _log.warning("no reading from %s", text)
+            absent = type(error).__name__ in _ABSENT
+            _log.log(logging.INFO if absent else logging.WARNING, "no reading from %s", text)
             self._failed = text
         if type(error).__name__ in _BROKEN:
             self._plan_retry()

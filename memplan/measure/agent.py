@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan.errors import MemplanError
 from memplan.types import Phase
 
+if TYPE_CHECKING:
+    from memplan.store.remote import RemoteWriter
+
 __all__ = ["report", "run_id"]
 
 _TIMEOUT_S = 2.0
-"""A program is never held up longer than this, and after one failure not at all."""
+"""Seconds that a program waits for an answer; who is silent so long is not asked again."""
+
+_WAITING = 200
+"""Phases that are kept while nobody answers; the oldest go first."""
 
 
 class _Link:
@@ -20,24 +28,46 @@ class _Link:
 
     def __init__(self) -> None:
         self._pid = 0
-        self._writer: object | None = None
-        self._silent = False
+        self._start()
+
+    def _start(self) -> None:
+        self._writer: RemoteWriter | None = None
+        self._waiting: deque[Phase] = deque(maxlen=_WAITING)
+        self._warned = self._given_up = False
 
     def send(self, phase: Phase, path: str) -> None:
-        """Send one phase; the first failure is told on standard error and is the last try."""
+        """Send a phase and those that wait; a sampler that changed hands is looked for again.
+
+        The first failure is told on standard error. None is raised.
+        """
         if self._pid != os.getpid():
-            self._pid, self._writer, self._silent = os.getpid(), None, False
-        if self._silent:
+            self._pid = os.getpid()
+            self._start()
+        if self._given_up:
             return
+        self._waiting.append(phase)
+        error = self._try(path)
+        if error is not None:  # the connection may have broken since the last phase
+            error = self._try(path)
+        if error is None:
+            return
+        self._given_up = isinstance(error.__cause__, TimeoutError)
+        if not self._warned:
+            self._warned = True
+            print(f"memplan: phases are not recorded: {error}", file=sys.stderr)  # noqa: T201
+
+    def _try(self, path: str) -> MemplanError | None:
         from memplan.store.remote import RemoteWriter
 
         try:
-            if not isinstance(self._writer, RemoteWriter):
+            if self._writer is None:
                 self._writer = RemoteWriter(Path(path), timeout_s=_TIMEOUT_S)
-            self._writer.save_phases([phase])
+            self._writer.save_phases(tuple(self._waiting))
         except MemplanError as error:
-            self._silent = True
-            print(f"memplan: phases are not recorded: {error}", file=sys.stderr)  # noqa: T201
+            self._writer = None
+            return error
+        self._waiting.clear()
+        return None
 
 
 _link = _Link()

@@ -42,9 +42,11 @@ class Tracked(contextlib.ContextDecorator):
         self._watched |= {name: value for name, value in found.items() if value is not None}
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Begin; the sampler is told at once, so that a phase that is cut off is known, too."""
         trace = _trace() if self._exact else None
-        self._started.append((time.time_ns(), trace))
+        started = time.time_ns()
+        self._started.append((started, trace))
+        agent.report(self._phase(started))
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -53,15 +55,20 @@ class Tracked(contextlib.ContextDecorator):
         counters = {**process_counters(), **torch_counters(), **tensor_counters(**self._watched)}
         if trace is not None:
             counters |= trace.stop()
-        self.phase = Phase(
+        self.phase = self._phase(started, max(time.time_ns(), started), counters)
+        agent.report(self.phase)
+
+    def _phase(
+        self, started: int, ended: int | None = None, counters: dict[str, int] | None = None
+    ) -> Phase:
+        return Phase(
             run_id=agent.run_id(),
             name=self.name,
             pid=os.getpid(),
             started_ns=started,
-            ended_ns=max(time.time_ns(), started),
+            ended_ns=ended,
             counters=FrozenMap(counters),
         )
-        agent.report(self.phase)
 
 
 def track(

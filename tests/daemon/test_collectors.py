@@ -1,0 +1,233 @@
+"""Collectors against recorded folders: exact bytes, and silence where something is missing."""
+
+from __future__ import annotations
+
+import pytest
+from memplan_daemon.clock import ManualClock
+from memplan_daemon.collectors.base import HOST, Watch
+from memplan_daemon.collectors.cgroup import CgroupCollector
+from memplan_daemon.collectors.host import HostCollector
+from memplan_daemon.collectors.process import (
+    LARGEST,
+    PSS_INTERVAL_S,
+    PSS_LARGEST_BYTES,
+    ProcessCollector,
+)
+from memplan_daemon.proc import Process
+
+KIB = 1024
+
+
+def members(proc, *pids):
+    return {pid: proc.folder.open(pid) for pid in pids}
+
+
+def read(collector, watch):
+    return {(r.entity, r.metric): r.value for r in collector.collect(watch)}
+
+
+def watch(proc, *pids, tick=0):
+    return Watch(run_id="r-1", pid=pids[0], members=members(proc, *pids), tick=tick)
+
+
+def test_host_memory_is_read_to_the_byte(proc):
+    """Used is total less available; used swap is total less free."""
+    (proc.root / "meminfo").write_text(
+        "MemTotal:       24000 kB\nMemFree:         4000 kB\nMemAvailable:   16000 kB\n"
+        "SwapTotal:       2000 kB\nSwapFree:        1500 kB\nHugePages_Total:       0\n"
+    )
+    assert read(HostCollector(proc.folder), HOST) == {
+        ("host", "total_bytes"): 24000 * KIB,
+        ("host", "available_bytes"): 16000 * KIB,
+        ("host", "free_bytes"): 4000 * KIB,
+        ("host", "used_bytes"): 8000 * KIB,
+        ("host", "swap_bytes"): 500 * KIB,
+    }
+
+
+def test_a_missing_line_of_meminfo_is_a_missing_series(proc):
+    """What is not known is never 0."""
+    (proc.root / "meminfo").write_text("MemTotal: 24000 kB\n")
+    assert read(HostCollector(proc.folder), HOST) == {("host", "total_bytes"): 24000 * KIB}
+
+
+def test_no_meminfo_and_a_run_give_no_host_readings(proc):
+    """A run's watch is not the host's."""
+    collector = HostCollector(proc.folder)
+    assert read(collector, HOST) == {}
+    (proc.root / "meminfo").write_text("MemTotal: 24000 kB\n")
+    assert read(collector, Watch(run_id="r-1", pid=1)) == {}
+
+
+def test_a_tree_is_the_sum_of_its_processes(proc):
+    """RSS and its kinds are added up; each process keeps its own series."""
+    proc.add(10, rss=1000, anon=700)
+    proc.add(11, 10, rss=300, anon=250)
+    found = read(ProcessCollector(ManualClock()), watch(proc, 10, 11))
+    assert found["process:10", "rss_bytes"] == 1000 * KIB
+    assert found["process:11", "rss_anon_bytes"] == 250 * KIB
+    assert found["tree", "rss_bytes"] == 1300 * KIB
+    assert found["tree", "rss_anon_bytes"] == 950 * KIB
+    assert found["tree", "rss_file_bytes"] == 350 * KIB
+    assert found["tree", "rss_shmem_bytes"] == 0
+    assert found["tree", "processes_count"] == 2
+
+
+def test_the_mark_of_one_process_is_exact_between_samples(proc):
+    """VmHWM above every sampled sum is the tree's mark when there is one process."""
+    proc.add(10, rss=1000, hwm=5000)
+    assert read(ProcessCollector(ManualClock()), watch(proc, 10))["tree", "hwm_bytes"] == 5000 * KIB
+
+
+def test_marks_of_several_processes_are_not_added_up(proc):
+    """Marks need not fall on one moment: the largest sum or single mark counts, and is kept."""
+    collector = ProcessCollector(ManualClock())
+    proc.add(10, rss=1000, hwm=1200)
+    proc.add(11, 10, rss=900, hwm=1100)
+    assert read(collector, watch(proc, 10, 11))["tree", "hwm_bytes"] == 1900 * KIB
+    proc.add(10, rss=100, hwm=1200)
+    proc.add(11, 10, rss=50, hwm=1100)
+    found = read(collector, watch(proc, 10, 11, tick=1))
+    assert found["tree", "rss_bytes"] == 150 * KIB
+    assert found["tree", "hwm_bytes"] == 1900 * KIB
+    assert found["process:11", "hwm_bytes"] == 1100 * KIB
+
+
+def test_a_run_that_was_left_out_of_a_tick_begins_anew(proc):
+    """Marks belong to one run, and are forgotten with it."""
+    collector = ProcessCollector(ManualClock())
+    proc.add(10, rss=1000)
+    read(collector, watch(proc, 10))
+    proc.add(10, rss=10)
+    assert read(collector, watch(proc, 10, tick=5))["tree", "hwm_bytes"] == 10 * KIB
+
+
+def test_a_child_in_its_parents_memory_is_not_counted_twice(proc):
+    """Between vfork and exec a child shows its parent's numbers."""
+    proc.add(10, rss=1000, hwm=1500, anon=800)
+    proc.add(11, 10, rss=1000, hwm=1500, anon=800)
+    found = read(ProcessCollector(ManualClock()), watch(proc, 10, 11))
+    assert found["tree", "rss_bytes"] == 1000 * KIB
+    assert found["tree", "processes_count"] == 1
+
+
+def test_only_the_largest_processes_have_series_but_all_are_summed(proc):
+    """A build with hundreds of processes makes a bounded number of series."""
+    pids = range(100, 100 + LARGEST + 20)
+    for pid in pids:
+        proc.add(pid, rss=pid)
+    found = read(ProcessCollector(ManualClock()), watch(proc, *pids))
+    own = {entity for entity, _ in found if entity.startswith("process:")}
+    assert own == {f"process:{pid}" for pid in pids[20:]}
+    assert found["tree", "rss_bytes"] == sum(pids) * KIB
+
+
+def test_pss_is_read_at_its_own_slow_pace(proc):
+    """The first tick reads it, the next ones do not before five seconds have gone."""
+    clock = ManualClock()
+    collector = ProcessCollector(clock)
+    proc.add(10, rss=1000, pss=600)
+    found = read(collector, watch(proc, 10))
+    assert found["process:10", "pss_bytes"] == 600 * KIB
+    assert found["tree", "uss_bytes"] == 3 * KIB
+    clock.advance(PSS_INTERVAL_S - 0.1)
+    assert ("tree", "pss_bytes") not in read(collector, watch(proc, 10, tick=1))
+    clock.advance(0.2)
+    assert read(collector, watch(proc, 10, tick=2))["tree", "pss_bytes"] == 600 * KIB
+
+
+def test_pss_of_a_tree_needs_every_process(proc):
+    """Where one may not be read the sum would be too small: it is left out."""
+    proc.add(10, rss=1000, pss=600)
+    proc.add(11, 10, rss=500)
+    found = read(ProcessCollector(ManualClock()), watch(proc, 10, 11))
+    assert found["process:10", "pss_bytes"] == 600 * KIB
+    assert ("tree", "pss_bytes") not in found
+
+
+def test_a_slow_or_huge_process_is_not_asked_for_pss_again(proc, monkeypatch):
+    """One read of more than 20 ms is the last; more than a GiB is never read."""
+    clock = ManualClock()
+    collector = ProcessCollector(clock)
+    proc.add(10, rss=1000, pss=600)
+    proc.add(11, 10, rss=PSS_LARGEST_BYTES // KIB + 1, pss=5)
+    asked = []
+    real = Process.read
+
+    def slow(self, name):
+        if name == "smaps_rollup":
+            asked.append(self.pid)
+            clock.advance(0.021)
+        return real(self, name)
+
+    monkeypatch.setattr(Process, "read", slow)
+    read(collector, watch(proc, 10, 11))
+    clock.advance(PSS_INTERVAL_S + 1)
+    read(collector, watch(proc, 10, 11, tick=1))
+    assert asked == [10]
+
+
+def test_a_vanished_process_means_fewer_series(proc):
+    """A member that ended between listing and reading is left out."""
+    proc.add(10, rss=1000)
+    proc.add(11, 10, rss=300)
+    seen = watch(proc, 10, 11)
+    proc.remove(11)
+    found = read(ProcessCollector(ManualClock()), seen)
+    assert found["tree", "rss_bytes"] == 1000 * KIB
+    proc.remove(10)
+    assert read(ProcessCollector(ManualClock()), seen) == {}
+
+
+def group(proc, tmp_path, text):
+    proc.add(10)
+    (proc.root / "10" / "cgroup").write_text(text)
+    root = tmp_path / "cgroup"
+    root.mkdir(exist_ok=True)
+    return CgroupCollector(proc.folder, root), root
+
+
+def test_cgroup_v2_takes_the_tightest_limit_on_the_way_up(proc, tmp_path):
+    """The leaf has no limit of its own; its parent's is in force."""
+    collector, root = group(proc, tmp_path, "0::/jobs/train\n")
+    leaf = root / "jobs" / "train"
+    leaf.mkdir(parents=True)
+    (leaf / "memory.max").write_text("max\n")
+    (leaf / "memory.current").write_text("5000\n")
+    (leaf / "memory.peak").write_text("7000\n")
+    (root / "jobs" / "memory.max").write_text("9000\n")
+    assert read(collector, watch(proc, 10)) == {
+        ("cgroup", "limit_bytes"): 9000,
+        ("cgroup", "current_bytes"): 5000,
+        ("cgroup", "peak_bytes"): 7000,
+    }
+
+
+def test_cgroup_v1_of_a_hybrid_machine_is_found(proc, tmp_path):
+    """The memory controller's own line wins; the kernel's "no limit" is no limit."""
+    collector, root = group(proc, tmp_path, "5:cpu:/x\n4:memory:/job\n0::/other\n")
+    leaf = root / "memory" / "job"
+    leaf.mkdir(parents=True)
+    (leaf / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (leaf / "memory.usage_in_bytes").write_text("123\n")
+    (leaf / "memory.max_usage_in_bytes").write_text("456\n")
+    assert read(collector, watch(proc, 10)) == {
+        ("cgroup", "current_bytes"): 123,
+        ("cgroup", "peak_bytes"): 456,
+    }
+
+
+@pytest.mark.parametrize("path", ["/not/mounted/here", "/../../host/path"])
+def test_in_a_container_the_mount_itself_is_the_group(proc, tmp_path, path):
+    """The path in /proc may be the host's, which does not exist inside."""
+    collector, root = group(proc, tmp_path, f"0::{path}\n")
+    (root / "memory.max").write_text("4096\n")
+    assert read(collector, watch(proc, 10)) == {("cgroup", "limit_bytes"): 4096}
+
+
+@pytest.mark.parametrize("text", ["", "5:cpu:/x\n", "nonsense\n"])
+def test_without_a_memory_controller_there_are_no_readings(proc, tmp_path, text):
+    """Nothing to read is no exception."""
+    collector, _ = group(proc, tmp_path, text)
+    assert read(collector, watch(proc, 10)) == {}
+    assert read(collector, HOST) == {}
