@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from resource import RUSAGE_SELF, getrusage
 
+from memplan_daemon.proc import kib_fields, read_at
+
 from memplan.errors import MemplanError
 
 __all__ = ["Child", "CommandNotFoundError", "Ended", "SpawnError", "held_signals"]
@@ -50,8 +52,8 @@ class Ended:
     """Its exit code, 128 + signal when it was killed."""
     hwm_bytes: int | None
     """The highest RSS of the child, or of one child that it waited for: the kernel's ru_maxrss.
-    None where that tells nothing: a child inherits the mark of the process that started it, so
-    only a higher one is its own."""
+    None where that tells nothing: exec hands the mark of the memory it replaces, which is that of
+    the process that started the child, on to it, so only a higher one is its own."""
 
 
 @contextlib.contextmanager
@@ -85,7 +87,7 @@ class Child:
 
         Raises SpawnError when it cannot be started.
         """
-        self._own_maxrss = getrusage(RUSAGE_SELF).ru_maxrss
+        self._own_mark_kib = _own_mark_kib()
         try:
             self.pid = os.posix_spawnp(
                 command[0],
@@ -107,7 +109,7 @@ class Child:
         if pid == 0:
             return None
         code = os.waitstatus_to_exitcode(status)
-        own = usage.ru_maxrss > self._own_maxrss
+        own = usage.ru_maxrss > self._own_mark_kib
         return Ended(
             exit_code=128 - code if code < 0 else code,
             hwm_bytes=usage.ru_maxrss * 1024 if own else None,
@@ -133,6 +135,15 @@ class Child:
         if self.exited is not None:
             os.close(self.exited)
             self.exited = None
+
+
+def _own_mark_kib() -> int:
+    """Return the highest RSS of this process in KiB: what a child will inherit.
+
+    That is VmHWM, not our own ru_maxrss, which may be inherited itself.
+    """
+    mark = kib_fields(read_at("/proc/self/status") or b"").get("VmHWM")
+    return getrusage(RUSAGE_SELF).ru_maxrss if mark is None else mark // 1024
 
 
 def _spawn_error(program: str, error: OSError | ValueError) -> SpawnError:
