@@ -40,6 +40,7 @@ __all__ = [
     "RunStatus",
     "Sample",
     "Series",
+    "State",
     "Tensor",
     "Verdict",
     "Workload",
@@ -152,11 +153,35 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """What one decoder layer keeps between tokens, and how wide it works inside."""
+class State:
+    """What one sequence keeps in one layer however many tokens it has."""
 
     kind: str
-    """"full_attention", "sliding_attention", "chunked_attention", "mla" ...: the cache rule."""
+    """"conv" (the last inputs of a causal convolution), "recurrent" (SSM or linear attention) or
+    "shift" (plain vectors of the last token)."""
+    elements: int
+    """Elements; for "conv" the channels."""
+    kernel: int = 1
+    """Width of the convolution. transformers keeps all of it, vLLM and llama.cpp one less."""
+    dtype: str | None = None
+    """torch's dtype name in transformers; None = the cache's dtype."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes make sense."""
+        _not_negative(self, "elements", "kernel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """What one decoder layer keeps between tokens, and how wide it works inside.
+
+    A hybrid layer has both key/value heads and states.
+    """
+
+    kind: str
+    """The cache rule: "full_attention", "sliding_attention", "chunked_attention", "mla",
+    "sliding_mla", "compressed_attention", "state" (only states), "encoder_only", "shared_kv" and
+    "none" (nothing is kept)."""
     kv_heads: int = 0
     """Key/value heads that are cached."""
     key_dim: int = 0
@@ -167,10 +192,26 @@ class Layer:
     """Tokens that a sliding or chunked layer looks at."""
     intermediate: int = 0
     """Widest inner size of the feed-forward part, per token, in elements."""
+    heads: int = 0
+    """Query heads; 0 = the model's."""
+    states: tuple[State, ...] = ()
+    """What is kept whatever the length."""
+    index_dim: int = 0
+    """Elements of the sparse-attention indexer's key, one per token (DeepSeek V3.2); 0 = none."""
+    index_dtype: str | None = None
+    """torch's dtype name of that key; None = the cache's dtype."""
+    compress: int = 0
+    """Tokens that are pooled into one cached entry beside the window (DeepSeek V4); 0 = none."""
+    cross_tokens: int | None = None
+    """Encoder tokens whose keys and values stay cached; 0 = as many as the context, None = the
+    layer does not look at an encoder."""
+    prefix: int = 0
+    """Learned tokens that are cached before the prompt."""
 
     def __post_init__(self) -> None:
         """Check that the sizes make sense."""
         _not_negative(self, "kv_heads", "key_dim", "value_dim", "window", "intermediate")
+        _not_negative(self, "heads", "index_dim", "compress", "cross_tokens", "prefix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
+from memplan.footprint.lines import exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
 from memplan.footprint.overhead import overhead_line
 from memplan.runtimes import runtime
-from memplan.types import Basis, Footprint, Line, ModelSpec, Part, Workload
+from memplan.types import Footprint, Line, ModelSpec, Workload
 from memplan.units import MIB
 
 __all__ = ["estimate"]
@@ -44,20 +45,16 @@ def estimate(
     lines = [_weights(spec), *_buffers(spec, workload)]
     if workload.task == "infer":
         engine = runtime(workload.runtime)
-        cache = engine.cache_line(spec, workload)
-        lines += [*([cache] if cache else []), engine.activation_line(spec, workload)]
+        lines += engine.cache_lines(spec, workload)
+        lines.append(engine.activation_line(spec, workload))
     else:
         lines += _training(spec, workload, kind)
     return Footprint(lines=(*lines, overhead_line(kind, baseline)))
 
 
-def _line(part: Part, size: int, basis: Basis, source: str) -> Line:
-    return Line(part=part, bytes=size, low_bytes=size, high_bytes=size, basis=basis, source=source)
-
-
 def _weights(spec: ModelSpec) -> Line:
     source = _ORIGIN.get(spec.source, spec.source)
-    return _line("weights", spec.weight_bytes, "exact", f"{source}, {spec.dtype}")
+    return exact_line("weights", spec.weight_bytes, f"{source}, {spec.dtype}")
 
 
 def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:
@@ -68,7 +65,7 @@ def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:
     """
     lines = []
     if spec.exact_modules:
-        lines.append(_line("buffers", spec.buffer_bytes, "exact", "buffers of the built model"))
+        lines.append(exact_line("buffers", spec.buffer_bytes, "buffers of the built model"))
     else:
         inverse_frequencies = 4 * spec.head_dim
         lines.append(
@@ -113,9 +110,9 @@ def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
     trainable = [t for t in spec.tensors if t.kind == "parameter" and not t.tied_to]
     gradients = sum(t.bytes for t in trainable)
     states = optimizer_bytes(workload.optimizer, trainable)
-    lines = [_line("gradients", gradients, "exact", "one per parameter, in its dtype")]
+    lines = [exact_line("gradients", gradients, "one per parameter, in its dtype")]
     if states:
-        lines.append(_line("optimizer", states, "exact", OPTIMIZERS[workload.optimizer][1]))
+        lines.append(exact_line("optimizer", states, OPTIMIZERS[workload.optimizer][1]))
     engine = runtime(workload.runtime)
     lines.append(engine.training_line(spec, workload, gradients=gradients, kind=kind))
     return lines

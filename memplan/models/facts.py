@@ -11,36 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.errors import BadModelError
+from memplan.models.attention import attention_layer
+from memplan.models.kinds import layer_kinds
+from memplan.models.numbers import number, text_config
+from memplan.models.states import layer_states
 from memplan.types import Layer, Tensor
 
 __all__ = ["Facts", "read_facts", "text_config"]
 
-_TEXT_KEYS = ("text_config", "llm_config", "language_config")
-
-_SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
-"""Every n-th layer is global, the others slide, where the config does not list its layers."""
-
-_STATE_KEYS = (
-    "attn_layer_period",
-    "attn_layer_indices",
-    "block_configs",
-    "conv_L_cache",
-    "full_attention_interval",
-    "hybrid_override_pattern",
-    "linear_attn_config",
-    "lru_width",
-    "mamba_d_state",
-    "attn_type_list",
-    "ssm_state_size",
-    "state_size",
-)
-"""Keys of families whose layers are not all attention."""
-
-_STATE_TYPES = ("rwkv", "xlstm", "recurrent_gemma")
-
-_ENCODER_HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
-
 MAX_LAYERS = 100_000
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_DECODER_COUNTS = ("num_decoder_layers", "decoder_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "embedding_dim", "emb_dim")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,98 +50,142 @@ class Facts:
     """Experts that one token passes through."""
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a config that describes the language model."""
-    for key in _TEXT_KEYS:
-        inner = config.get(key)
-        if isinstance(inner, Mapping) and inner:
-            return inner
-    return config
-
-
 def read_facts(config: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Facts:
     """Read the shapes from a config, filling gaps from the tensors' own shapes.
 
-    Raises BadModelError when a number is missing that no tensor shows, or is not sensible.
+    Raises BadModelError when a number is missing that no tensor shows, or is not sensible, and
+    UnsupportedModelError for a kind of layer that no rule covers.
     """
-    text = text_config(config)
-    hidden = _number(text, "hidden_size", "n_embd", "d_model", "dim")
-    heads = _number(text, "num_attention_heads", "n_head", "n_heads", "num_heads", default=1)
-    count = _number(
-        text, "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"
+    text = _flat(text_config(config))
+    hidden = number(text, *_HIDDEN)
+    heads = number(
+        text,
+        *("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads"),
+        default=1,
     )
+    count = _layer_count(config, text)
     if not 1 <= count <= MAX_LAYERS or not heads or not hidden:
         raise BadModelError(
             f"config.json claims {count} layers of {heads} heads and hidden size {hidden}",
             hint="check num_hidden_layers, num_attention_heads and hidden_size",
         )
-    head_dim = _number(text, "head_dim", "attention_head_dim", default=0) or hidden // heads
-    width = _Widths(text, heads, head_dim, _key_width(tensors))
-    kinds = _layer_kinds(config, text, count)
-    experts = _number(text, "num_local_experts", "num_experts", "n_routed_experts", default=0)
+    text = {**text, "hidden_size": hidden, "num_attention_heads": heads}
+    layers = _layers(config, text, count, _key_width(tensors))
+    positions = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    contexts = ("max_target_positions", "model_max_length", "n_ctx", "max_sequence_length")
     return Facts(
         hidden=hidden,
         heads=heads,
-        head_dim=head_dim,
-        vocab=_number(text, "vocab_size", default=0),
-        max_context=_number(text, "max_position_embeddings", "n_positions", default=0) or None,
-        layers=tuple(width.layer(kind, _window(text, kind)) for kind in kinds),
-        experts=experts or None,
-        experts_per_token=_number(
-            text, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", default=0
-        )
-        or None,
+        head_dim=number(text, *_HEAD_DIMS, default=0) or hidden // heads,
+        vocab=number(text, "vocab_size", default=0),
+        max_context=number(text, *positions, *contexts, default=0) or None,
+        layers=layers,
+        experts=number(text, *_EXPERTS, default=0) or None,
+        experts_per_token=number(text, *_CHOSEN, default=0) or None,
     )
 
 
-class _Widths:
-    """Builds Layer values: the widths are the same for all layers of one model."""
-
-    def __init__(
-        self, text: Mapping[str, Any], heads: int, head_dim: int, key_width: int | None
-    ) -> None:
-        self.intermediate = _intermediate(text)
-        self.latent = _number(text, "kv_lora_rank", default=0)
-        self.rope = _number(text, "qk_rope_head_dim", default=0)
-        self.kv_heads = _kv_heads(text, heads)
-        self.key_dim = head_dim
-        self.value_dim = _number(text, "v_head_dim", default=0) or head_dim
-        stated = any(key in text for key in ("num_key_value_heads", "num_kv_heads", "multi_query"))
-        if key_width and not stated and key_width % head_dim == 0:
-            self.kv_heads = key_width // head_dim
-        elif key_width and "head_dim" not in text and key_width % self.kv_heads == 0:
-            self.key_dim = self.value_dim = key_width // self.kv_heads
-
-    def layer(self, kind: str, window: int | None) -> Layer:
-        if self.latent and kind in ("full_attention", "mla"):
-            return Layer(
-                kind="mla",
-                kv_heads=1,
-                key_dim=self.latent,
-                value_dim=self.rope,
-                intermediate=self.intermediate,
-            )
-        return Layer(
-            kind=kind,
-            kv_heads=self.kv_heads,
-            key_dim=self.key_dim,
-            value_dim=self.value_dim,
-            window=window,
-            intermediate=self.intermediate,
-        )
+_HEAD_DIMS = ("head_dim", "attention_head_dim", "d_kv", "kv_channels", "dim_head", "qk_head_dim")
 
 
-def _kv_heads(text: Mapping[str, Any], heads: int) -> int:
-    """Return the cached heads: stated, or the family's rule, or one per query head.
+def _flat(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Lift the nested attention block of MPT and DBRX up."""
+    flat = dict(text)
+    for key in ("attn_config", "ffn_config"):
+        inner = text.get(key)
+        if isinstance(inner, Mapping):
+            flat = {**{k: v for k, v in inner.items() if k != "model_type"}, **flat}
+    return flat
 
-    Falcon: the old decoder with multi_query has one head; the new one is cached broadcast to all
-    query heads by transformers. GPT-BigCode: multi_query = one head.
+
+def _layer_count(config: Mapping[str, Any], text: Mapping[str, Any]) -> int:
+    both = config.get("is_encoder_decoder") or text.get("is_encoder_decoder")
+    keys = (*_DECODER_COUNTS, *_COUNTS) if both else (*_COUNTS, *_DECODER_COUNTS)
+    listed = text.get("layers_block_type")
+    pattern = text.get("hybrid_override_pattern")
+    if isinstance(pattern, str) and text.get("num_hidden_layers") is None:
+        return len(pattern)
+    if isinstance(listed, list) and text.get("num_hidden_layers") is None:
+        return len(listed)
+    return number(text, *keys)
+
+
+def _layers(
+    config: Mapping[str, Any], text: Mapping[str, Any], count: int, key_width: int | None
+) -> tuple[Layer, ...]:
+    model_type = str(text.get("model_type") or config.get("model_type") or "")
+    cross = _cross_tokens(config, text, model_type)
+    kinds = layer_kinds(config, text, count)
+    known: dict[Any, Layer] = {}
+    layers = []
+    for position, kind in enumerate(kinds):
+        own, changed = _own(text, position, count)
+        key = (kind, changed)
+        if key not in known:
+            known[key] = _layer(own, model_type, kind, key_width, cross)
+        layers += [known[key]] * (2 if model_type == "longcat_flash" else 1)
+    return tuple(layers)
+
+
+def _layer(
+    own: Mapping[str, Any],
+    model_type: str,
+    kind: str,
+    key_width: int | None,
+    cross: int | None,
+) -> Layer:
+    intermediate = _intermediate(own)
+    if kind in ("none", "shared_kv", "encoder_only"):
+        return Layer(kind=kind, intermediate=intermediate)
+    states = layer_states(own, model_type, kind) if kind in ("state", "conv", "hybrid") else ()
+    if kind in ("state", "conv"):
+        return Layer(kind="state", states=states, intermediate=intermediate)
+    return attention_layer(
+        own,
+        model_type,
+        kind,
+        intermediate=intermediate,
+        key_width=key_width,
+        states=states,
+        cross_tokens=cross,
+    )
+
+
+def _own(text: Mapping[str, Any], position: int, count: int) -> tuple[Mapping[str, Any], Any]:
+    """Return the config as one layer sees it, and what is its own (hashable).
+
+    transformers' per_layer_config overrides keys; OpenELM and others give lists of numbers.
     """
-    if text.get("new_decoder_architecture"):
-        return heads
-    if text.get("multi_query"):
-        return 1
-    return _number(text, "num_key_value_heads", "num_kv_heads", "n_kv_heads", default=0) or heads
+    overrides: dict[str, Any] = {}
+    table = text.get("per_layer_config")
+    if isinstance(table, Mapping):
+        for key in (str(position), f"{position:02d}", f"{position:03d}"):
+            entry = table.get(key)
+            if isinstance(entry, Mapping):
+                overrides.update(entry)
+    for key, value in text.items():
+        if isinstance(value, list) and len(value) >= count and key in _PER_LAYER:
+            overrides[key] = value[position]
+    fingerprint = tuple(sorted((key, repr(value)) for key, value in overrides.items()))
+    return ({**text, **overrides}, fingerprint) if overrides else (text, ())
+
+
+_PER_LAYER = (
+    *("num_key_value_heads", "num_kv_heads", "num_attention_heads", "num_query_heads"),
+    *("intermediate_size", "head_dim", "indexer_types", "compress_ratios", "layer_types"),
+)
+"""Keys whose list has one entry per layer."""
+
+
+def _cross_tokens(
+    config: Mapping[str, Any], text: Mapping[str, Any], model_type: str
+) -> int | None:
+    """Return the encoder tokens each decoder layer caches: Whisper's are fixed by its audio."""
+    if not (config.get("is_encoder_decoder") or text.get("is_encoder_decoder")):
+        return None
+    if model_type == "whisper":
+        return number(text, "max_source_positions", default=1500)
+    return 0
 
 
 def _key_width(tensors: Sequence[Tensor]) -> int | None:
@@ -168,83 +197,12 @@ def _key_width(tensors: Sequence[Tensor]) -> int | None:
 
 def _intermediate(text: Mapping[str, Any]) -> int:
     """Return the inner width one token uses: dense, or its experts together with shared ones."""
-    dense = _number(
-        text, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", default=0
-    )
-    dense = dense or 4 * _number(text, "hidden_size", "n_embd", "d_model", default=0)
-    chosen = _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", default=0)
+    keys = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "decoder_ffn_dim")
+    dense = number(text, *keys, "dim_ff", default=0) or 4 * number(text, "hidden_size")
+    chosen = number(text, *_CHOSEN, default=0)
     if not chosen:
         return dense
-    expert = _number(text, "moe_intermediate_size", default=0) or dense
-    shared = _number(text, "n_shared_experts", default=0) * expert
-    shared += _number(text, "shared_expert_intermediate_size", default=0)
+    expert = number(text, "moe_intermediate_size", "expert_ffn_hidden_size", default=0) or dense
+    shared = number(text, "n_shared_experts", "num_shared_experts", default=0) * expert
+    shared += number(text, "shared_expert_intermediate_size", default=0)
     return chosen * expert + shared
-
-
-def _layer_kinds(config: Mapping[str, Any], text: Mapping[str, Any], count: int) -> list[str]:
-    stated = text.get("layer_types")
-    if isinstance(stated, list) and len(stated) == count and all(_is_text(k) for k in stated):
-        kinds = [str(kind) for kind in stated]
-    else:
-        kinds = _guess_kinds(config, text, count)
-    shared = _number(text, "num_kv_shared_layers", default=0)
-    if 0 < shared < count:
-        kinds[count - shared :] = ["shared_kv"] * shared
-    return kinds
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _guess_kinds(config: Mapping[str, Any], text: Mapping[str, Any], count: int) -> list[str]:
-    model_type = str(text.get("model_type") or config.get("model_type") or "")
-    if config.get("is_encoder_decoder"):
-        return ["encoder_decoder"] * count
-    if any(text.get(key) is not None for key in _STATE_KEYS) or model_type.startswith(_STATE_TYPES):
-        return ["state_space"] * count
-    names = config.get("architectures") or [""]
-    if isinstance(names, list) and str(names[0]).endswith(_ENCODER_HEADS):
-        return ["encoder_only"] * count
-    if text.get("attention_chunk_size") and model_type.startswith("llama4"):
-        return ["full_attention" if (i + 1) % 4 == 0 else "chunked_attention" for i in range(count)]
-    if not text.get("sliding_window") or text.get("use_sliding_window") is False:
-        return ["full_attention"] * count
-    if text.get("use_sliding_window"):
-        first = _number(text, "max_window_layers", default=0)
-        return ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
-    period = _number(text, "sliding_window_pattern", "_sliding_window_pattern", default=0)
-    period = period or _SLIDING_PERIOD.get(model_type, 0)
-    if not period:
-        return ["sliding_attention"] * count
-    return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(count)]
-
-
-def _window(text: Mapping[str, Any], kind: str) -> int | None:
-    if kind == "sliding_attention":
-        return _number(text, "sliding_window", default=0) or None
-    if kind == "chunked_attention":
-        return _number(text, "attention_chunk_size", default=0) or None
-    return None
-
-
-def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
-    """Return the first of the keys that is a whole number >= 0 (null counts as absent)."""
-    for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise BadModelError(
-                f"config.json: {key} is {value!r}, not a whole number >= 0",
-                hint="check the config file",
-            )
-        return value
-    if default is None:
-        raise BadModelError(
-            f"config.json does not say {keys[0]}",
-            hint="is this the config of a language model?",
-        )
-    return default

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memplan.errors import UsageError
-from memplan.placement.loads import Assignment, budget, exact_line, spill
+from memplan.footprint.lines import exact_line
+from memplan.placement.loads import Assignment, budget, spill
 from memplan.placement.solve import Fill, fill_one, split_layers
 from memplan.placement.units import Unit
 from memplan.runtimes import runtime

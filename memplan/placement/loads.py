@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from memplan.footprint.lines import exact_line
 from memplan.footprint.overhead import host_line
 from memplan.placement.units import Unit
-from memplan.types import PARTS, Device, Footprint, FrozenMap, Ledger, Line, Part
+from memplan.types import PARTS, Device, Footprint, FrozenMap, Ledger, Line
 
-__all__ = ["Assignment", "budget", "exact_line", "ledgers", "spill"]
+__all__ = ["Assignment", "budget", "ledgers", "spill"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +25,6 @@ class Assignment:
     """Device name -> weight bytes that are streamed from there."""
     policy: str = ""
     """The rule in words."""
-
-
-def exact_line(part: Part, size: int, source: str) -> Line:
-    """Return a line without a band."""
-    return Line(
-        part=part, bytes=size, low_bytes=size, high_bytes=size, basis="exact", source=source
-    )
 
 
 def budget(device: Device, lines: Sequence[Line], *, high: bool) -> int:

@@ -11,76 +11,123 @@ from typing import Literal
 from memplan.errors import UnsupportedModelError
 from memplan.footprint import activations as act
 from memplan.footprint import cache
+from memplan.footprint.lines import exact_line
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS, MIB
 
-__all__ = ["NAME", "activation_line", "cache_line", "layer_cache_bytes", "training_line"]
+__all__ = [
+    "NAME",
+    "activation_line",
+    "cache_lines",
+    "layer_cache_bytes",
+    "layer_kv_bytes",
+    "layer_state_bytes",
+    "training_line",
+]
 
 NAME = "transformers"
 
 _SLACK_BYTES = 64 * MIB
 """Kernel scratch and rounding that no formula sees; added to the upper end of each band."""
 
-_NO_CACHE = ("shared_kv", "encoder_only")
+_NO_CACHE = ("shared_kv", "encoder_only", "none")
+_SLIDING = ("sliding_attention", "chunked_attention", "sliding_mla", "compressed_attention")
 
 
-def cache_line(spec: ModelSpec, workload: Workload) -> Line | None:
-    """Return the KV cache of a full context: DynamicCache, exact; None where nothing is kept.
+def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
+    """Return the keys and values, and the states, of a full context: DynamicCache, exact.
 
     Raises UnsupportedModelError for a layer kind without a rule.
     """
-    total = sum(layer_cache_bytes(layer, workload) for layer in spec.layers)
-    if not total:
-        return None
-    kinds = sorted({layer.kind for layer in spec.layers if layer.kind not in _NO_CACHE})
-    return Line(
-        part="kv_cache",
-        bytes=total,
-        low_bytes=total,
-        high_bytes=total,
-        basis="exact",
-        source=f"DynamicCache: {', '.join(kinds)}",
-    )
+    grown = sum(layer_kv_bytes(layer, workload) for layer in spec.layers)
+    fixed = sum(layer_state_bytes(layer, workload) for layer in spec.layers)
+    kinds = sorted({layer.kind for layer in spec.layers} - {*_NO_CACHE, "state"})
+    states = sorted({state.kind for layer in spec.layers for state in layer.states})
+    lines = []
+    if grown:
+        lines.append(exact_line("kv_cache", grown, f"DynamicCache: {', '.join(kinds)}"))
+    if fixed:
+        lines.append(exact_line("state_cache", fixed, f"DynamicCache: {', '.join(states)}"))
+    return lines
 
 
 def layer_cache_bytes(layer: Layer, workload: Workload) -> int:
-    """Return one layer's share of `cache_line`. Raises UnsupportedModelError without a rule."""
+    """Return one layer's share of `cache_lines`. Raises UnsupportedModelError without a rule."""
+    return layer_kv_bytes(layer, workload) + layer_state_bytes(layer, workload)
+
+
+def layer_state_bytes(layer: Layer, workload: Workload) -> int:
+    """Return B·Σ elements·kernel·b: what one layer keeps whatever the length.
+
+    A convolution keeps d_conv inputs, not d_conv - 1 (cache_utils.py, LinearAttentionLayer).
+    """
+    element = _element_bytes(workload)
+    size = 0
+    for state in layer.states:
+        width = DTYPE_BITS[state.dtype] // 8 if state.dtype else element
+        size += state.elements * state.kernel * width
+    return workload.batch * size
+
+
+def layer_kv_bytes(layer: Layer, workload: Workload) -> int:
+    """Return the keys and values of one layer. Raises UnsupportedModelError without a rule."""
     assert workload.context is not None
-    element = DTYPE_BITS[workload.kv_dtype or workload.dtype] // 8
-    batch, tokens = workload.batch, workload.context
-    if layer.kind in _NO_CACHE:
+    if layer.kind in (*_NO_CACHE, "state"):
         return 0
-    if layer.kind == "mla":
+    element = _element_bytes(workload)
+    tokens = workload.context + layer.prefix
+    size = _self_bytes(layer, workload.batch, tokens, element)
+    if layer.kind in _SLIDING and layer.window:
+        size += cache.SLIDING_COUNTER_BYTES
+    if layer.index_dim and layer.kind != "compressed_attention":
+        width = DTYPE_BITS[layer.index_dtype] // 8 if layer.index_dtype else element
+        size += workload.batch * tokens * layer.index_dim * width
+    if layer.cross_tokens is not None:
+        kept = layer.cross_tokens or workload.context
+        heads = layer.kv_heads * (layer.key_dim + layer.value_dim)
+        size += workload.batch * kept * heads * element
+    return size
+
+
+def _element_bytes(workload: Workload) -> int:
+    return DTYPE_BITS[workload.kv_dtype or workload.dtype] // 8
+
+
+def _self_bytes(layer: Layer, batch: int, tokens: int, element: int) -> int:
+    heads = layer.heads if layer.kind == "broadcast_attention" else layer.kv_heads
+    kept = min(tokens, max(layer.window - 1, 0)) if layer.window else tokens
+    if layer.kind in ("full_attention", "broadcast_attention", *_SLIDING[:2]):
+        return cache.full_cache_bytes(
+            batch=batch,
+            tokens=kept,
+            kv_heads=heads,
+            key_dim=layer.key_dim,
+            value_dim=layer.value_dim,
+            element_bytes=element,
+        )
+    if layer.kind in ("mla", "sliding_mla"):
         return cache.latent_cache_bytes(
             batch=batch,
-            tokens=tokens,
+            tokens=kept,
             latent_dim=layer.key_dim,
             rope_dim=layer.value_dim,
             element_bytes=element,
         )
-    if layer.kind == "full_attention":
-        return cache.full_cache_bytes(
+    if layer.kind == "compressed_attention":
+        size = batch * kept * layer.kv_heads * layer.key_dim * element
+        if not layer.compress:
+            return size
+        return size + cache.pooled_cache_bytes(
             batch=batch,
             tokens=tokens,
-            kv_heads=layer.kv_heads,
-            key_dim=layer.key_dim,
-            value_dim=layer.value_dim,
+            rate=layer.compress,
+            dim=layer.key_dim,
+            index_dim=layer.index_dim,
             element_bytes=element,
         )
-    if layer.kind in ("sliding_attention", "chunked_attention") and layer.window:
-        kept = cache.window_cache_bytes(
-            batch=batch,
-            tokens=tokens,
-            window=layer.window,
-            kv_heads=layer.kv_heads,
-            key_dim=layer.key_dim,
-            value_dim=layer.value_dim,
-            element_bytes=element,
-        )
-        return kept + cache.SLIDING_COUNTER_BYTES
     raise UnsupportedModelError(
         f"memplan has no cache rule for layers of kind {layer.kind!r} in transformers",
-        hint="attention layers are covered: full, sliding, chunked and MLA",
+        hint="report the model",
     )
 
 

@@ -61,8 +61,10 @@ def test_gemma_2_alternates_and_mistral_slides_everywhere():
 
 
 def test_state_space_layers_are_not_taken_for_attention():
-    """They have another cache."""
-    assert set(kinds(mamba_d_state=16)) == {"state_space"}
+    """They keep states, whatever the length: Jamba has attention in one layer of eight."""
+    jamba = kinds(attn_layer_period=8, attn_layer_offset=4, mamba_d_state=16, num_hidden_layers=8)
+    assert jamba == ["state"] * 4 + ["full_attention"] + ["state"] * 3
+    assert set(kinds(model_type="mamba", state_size=16)) == {"state"}
 
 
 def test_layers_that_share_a_cache_keep_none_of_their_own():

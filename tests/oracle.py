@@ -1,0 +1,81 @@
+"""What transformers itself keeps: a forward pass without weights, every tensor of the cache."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+LARGEST_ON_CPU = 600_000_000
+
+
+def default_config(model_type):
+    """Return the default config of a model type, its window small enough to be filled."""
+    config = transformers.AutoConfig.for_model(model_type)
+    text = config.get_text_config(decoder=True)
+    for key in ("sliding_window", "sliding_window_size", "attention_chunk_size"):
+        if isinstance(getattr(text, key, None), int):
+            setattr(text, key, 33)
+    return config
+
+
+def build(config):
+    """Return the causal language model of a config on the meta device, in bfloat16."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.eval()
+
+
+def parameter_bytes(model):
+    """Return the bytes of all parameters, tied ones once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def cache_bytes(model, tokens):
+    """Return the bytes of the cache after one pass, by the meta device or by empty CPU weights.
+
+    Models that look at values (`.item()`) cannot run on meta. Small ones run on the host with
+    weights of zeros that are one element stretched to the shape, so they take no memory.
+    """
+    try:
+        return _measured(model, tokens, "meta")
+    except (RuntimeError, NotImplementedError):
+        if sum(p.numel() for p in model.parameters()) > LARGEST_ON_CPU:
+            raise
+        return _measured(_on_cpu(model), tokens, "cpu")
+
+
+def _measured(model, tokens, device):
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+    with torch.no_grad():
+        output = model(input_ids=ids, use_cache=True)
+    found = {}
+    for name in ("past_key_values", "cache_params", "state", "mems"):
+        _collect(getattr(output, name, None), found, set())
+    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
+def _collect(value, found, seen):
+    if value is None or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        found[id(value)] = value
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found, seen)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _collect(item, found, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module | type):
+        _collect(vars(value), found, seen)
+
+
+def _on_cpu(model):
+    for module in model.modules():
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in kind.items():
+                if tensor is not None and tensor.is_meta:
+                    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                    is_weight = isinstance(tensor, torch.nn.Parameter)
+                    kind[name] = torch.nn.Parameter(zeros, False) if is_weight else zeros.clone()
+    return model
