@@ -7,10 +7,16 @@ import transformers
 
 LARGEST_ON_CPU = 600_000_000
 
+ADJUSTED = {
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},
+}
+"""Types whose default config has no attention layer, which transformers cannot run."""
+
 
 def default_config(model_type):
     """Return the default config of a model type, its window small enough to be filled."""
-    config = transformers.AutoConfig.for_model(model_type)
+    config = transformers.AutoConfig.for_model(model_type, **ADJUSTED.get(model_type, {}))
     text = config.get_text_config(decoder=True)
     for key in ("sliding_window", "sliding_window_size", "attention_chunk_size"):
         if isinstance(getattr(text, key, None), int):

@@ -70,7 +70,7 @@ def read_facts(config: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Fac
             hint="check num_hidden_layers, num_attention_heads and hidden_size",
         )
     text = {**text, "hidden_size": hidden, "num_attention_heads": heads}
-    layers = _layers(config, text, count, _key_width(tensors))
+    layers = _layers(config, text, count, _key_width(tensors, hidden))
     positions = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     contexts = ("max_target_positions", "model_max_length", "n_ctx", "max_sequence_length")
     return Facts(
@@ -188,9 +188,15 @@ def _cross_tokens(
     return 0
 
 
-def _key_width(tensors: Sequence[Tensor]) -> int | None:
+_TOWERS = ("vision", "visual", "image", "audio", "embed_tokens_extend", "encoder")
+
+
+def _key_width(tensors: Sequence[Tensor], hidden: int) -> int | None:
+    """Return the rows of the language model's key matrix, no other tower's."""
     for tensor in tensors:
-        if tensor.name.endswith("self_attn.k_proj.weight") and len(tensor.shape) == 2:
+        if not tensor.name.endswith("self_attn.k_proj.weight") or len(tensor.shape) != 2:
+            continue
+        if tensor.shape[1] == hidden and not any(tower in tensor.name for tower in _TOWERS):
             return tensor.shape[0]
     return None
 
