@@ -64,7 +64,11 @@ _COUNT = Count()
 _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.argument("model"),
     click.option("--task", type=click.Choice(["infer", "train"]), help="Default: infer."),
-    click.option("--runtime", type=click.Choice(["transformers"]), help="Default: transformers."),
+    click.option(
+        "--runtime",
+        type=click.Choice(["transformers", "vllm", "llama.cpp"]),
+        help="Default: llama.cpp for GGUF, else transformers.",
+    ),
     click.option("--dtype", help="Load the weights as bf16, fp16 or fp32. Default: the model's."),
     click.option("--quant", type=click.Choice(["none"]), help="Default: none."),
     click.option(
@@ -73,6 +77,11 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--batch", type=_COUNT, metavar="N", help="Sequences at once. Default: 1."),
     click.option(
         "--prefill-chunk", type=_COUNT, metavar="TOKENS", help="infer: prompt tokens in one pass."
+    ),
+    click.option(
+        "--kv-dtype",
+        metavar="TYPE",
+        help="infer: of the cache: bf16, fp8, int4 (transformers, vllm), q8_0 ... (llama.cpp).",
     ),
     click.option(
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
@@ -99,8 +108,8 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--device",
         multiple=True,
-        metavar="SIZE|local|cpu",
-        help="A GPU by its memory (repeat for several), this machine's, or none. Default: local.",
+        metavar="NAME|SIZE|local|cpu",
+        help="A GPU by name or memory (repeatable), this machine's, or none. Default: local.",
     ),
     click.option("--host-memory", type=Bytes(), help="Host memory. Default: this machine's."),
     click.option("--disk", type=Bytes(), help="Disk for offload; 0 = none. Default: free space."),
@@ -138,6 +147,7 @@ _WORK = (
     "context",
     "batch",
     "prefill_chunk",
+    "kv_dtype",
     "attention",
     "method",
     "optimizer",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memplan.devices.detect import detect_disk, detect_gpus, detect_host
+from memplan.devices.table import closest, find
 from memplan.errors import DeviceError, UnitError
 from memplan.types import Device
 from memplan.units import parse_bytes
@@ -38,23 +39,21 @@ def parse_hardware(
     """Return the devices that the options name; what they leave open is detected here.
 
     Args:
-        names: one per GPU: a size ("24GiB"), "local" (the GPUs of this machine, or its host
-            memory when it has none), or "cpu" (no GPU: the host computes). Empty = "local".
-        host_memory: bytes; None = this machine's.
+        names: one per GPU: a size ("24GiB"), a product of the table ("rtx4090"), "local" (the
+            GPUs of this machine, or its host memory when it has none), or "cpu" (no GPU: the
+            host computes). Empty = "local".
+        host_memory: bytes; None = this machine's, or none beside a product whose CPU and GPU
+            share one memory: that memory is counted once.
         disk: bytes; None = free space here, 0 = none may be used.
         reserve: bytes left untouched on each computing device.
         host_bandwidth: bytes a second from host memory; None = not known.
         disk_bandwidth: bytes a second from disk; None = not known.
 
-    Raises DeviceError for a name that is neither, and for sizes that make no sense.
+    Raises DeviceError for a name that is none of these, and for sizes that make no sense.
     """
     wanted = tuple(names) or (LOCAL,)
     gpus = _gpus(wanted)
-    if host_memory is None:
-        host = detect_host()
-    else:
-        host = Device(name="cpu", kind="cpu", capacity_bytes=host_memory, source="given")
-    host = replace(host, bandwidth=host_bandwidth)
+    host = replace(_host(wanted, host_memory), bandwidth=host_bandwidth)
     if not gpus:
         host = replace(host, reserve_bytes=reserve)
     devices = [replace(gpu, reserve_bytes=reserve) for gpu in gpus]
@@ -74,6 +73,18 @@ def parse_hardware(
     return Hardware(devices=tuple(devices), names=wanted)
 
 
+def _host(names: Sequence[str], size: int | None) -> Device:
+    if size is None and not any(_shares_memory(name) for name in names):
+        return detect_host()
+    source = "shared with the GPU" if size is None else "given"
+    return Device(name="cpu", kind="cpu", capacity_bytes=size or 0, source=source)
+
+
+def _shares_memory(name: str) -> bool:
+    known = find(name)
+    return known is not None and known.kind == "unified"
+
+
 def _gpus(names: Sequence[str]) -> list[Device]:
     if "cpu" in names:
         if len(names) > 1:
@@ -83,9 +94,23 @@ def _gpus(names: Sequence[str]) -> list[Device]:
         return []
     gpus: list[Device] = []
     for name in names:
-        found = detect_gpus() if name == LOCAL else (_sized(name),)
+        found = detect_gpus() if name == LOCAL else (_named(name) or _sized(name),)
         gpus += [replace(gpu, name=f"cuda:{len(gpus) + i}") for i, gpu in enumerate(found)]
     return gpus
+
+
+def _named(name: str) -> Device | None:
+    """Return a product of the table; None when there is none of that name."""
+    known = find(name)
+    if known is None:
+        return None
+    return Device(
+        name="cuda:0",
+        kind="gpu",
+        capacity_bytes=known.capacity_bytes,
+        label=known.label,
+        source=known.source,
+    )
 
 
 def _sized(text: str) -> Device:
@@ -94,7 +119,8 @@ def _sized(text: str) -> Device:
     except UnitError as error:
         raise DeviceError(
             f"{text!r} is no device that memplan knows",
-            hint='give a size such as "24GiB", "local" or "cpu"',
+            hint=f"close are {', '.join(closest(text))}; `memplan devices` lists all; "
+            'or give a size such as "24GiB", "local" or "cpu"',
         ) from error
     if size <= 0:
         raise DeviceError(f"a device of {text} holds nothing", hint='give a size such as "24GiB"')

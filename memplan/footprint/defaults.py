@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,7 +11,7 @@ from memplan.errors import UsageError
 from memplan.types import ModelSpec, Workload
 from memplan.units import dtype_name
 
-__all__ = ["complete", "weight_dtype"]
+__all__ = ["complete", "compute_dtype", "default_runtime", "weight_dtype"]
 
 DEFAULT_TOKENS = 4096
 """Context or sequence length when nobody sets one (less where the model allows less)."""
@@ -27,7 +28,7 @@ _TRAIN_ONLY = (
     "precision",
     "loss",
 )
-_INFER_ONLY = ("context", "prefill_chunk")
+_INFER_ONLY = ("context", "prefill_chunk", "kv_dtype")
 
 
 def weight_dtype(options: Mapping[str, Any]) -> str | None:
@@ -68,8 +69,17 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     given = {name: value for name, value in options.items() if value is not None}
     task = given.get("task", "infer")
     _refuse_foreign(given, task)
-    values = {"task": task, "dtype": spec.dtype, "kv_dtype": None, **_defaults(task, spec)}
+    engine = given.get("runtime") or default_runtime(spec)
+    values = {
+        "task": task,
+        "runtime": engine,
+        "dtype": compute_dtype(spec),
+        "kv_dtype": None,
+        **_defaults(task, spec, engine),
+    }
     values |= {name: value for name, value in given.items() if name != "dtype"}
+    if values["kv_dtype"] is not None:
+        values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     known = {field.name for field in fields(Workload)}
     workload = Workload(**{name: value for name, value in values.items() if name in known})
     assumed = tuple(
@@ -79,6 +89,54 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         and getattr(workload, field.name) is not None
     )
     return Workload(**{**values, "assumed": assumed})
+
+
+_CACHE_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "auto": "bfloat16"}
+
+
+def cache_dtype(name: str, engine: str) -> str:
+    """Return the name of a cache's type as an engine calls it.
+
+    Raises UsageError for one that the engine does not have.
+    """
+    plain = name.lower()
+    if engine == "llama.cpp":
+        back = {long: short for short, long in _CACHE_NAMES.items() if short != "auto"}
+        return back.get(plain, plain)
+    plain = _CACHE_NAMES.get(plain, plain)
+    if plain.startswith("fp8"):
+        return plain
+    if plain in _QUANTISED_CACHES and engine == "transformers":
+        return plain
+    return dtype_name(plain)
+
+
+_QUANTISED_CACHES = ("int8", "int4", "int2", "quanto-int4", "quanto-int2", "hqq-int4", "hqq-int8")
+
+
+def default_runtime(spec: ModelSpec) -> str:
+    """Return the engine that runs such a file: llama.cpp for GGUF, else transformers."""
+    return "llama.cpp" if spec.weight_format.startswith("gguf") else "transformers"
+
+
+def compute_dtype(spec: ModelSpec) -> str:
+    """Return the floating dtype that a model computes in.
+
+    Its own; of a quantised one that of most bytes which are not packed, else float16 for GGUF
+    and bfloat16 for the rest.
+    """
+    if spec.dtype in _FLOATS:
+        return spec.dtype
+    sizes: Counter[str] = Counter()
+    for tensor in spec.tensors:
+        if tensor.dtype in ("bfloat16", "float16"):
+            sizes[tensor.dtype] += tensor.bytes
+    if sizes:
+        return sizes.most_common(1)[0][0]
+    return "float16" if spec.weight_format.startswith("gguf") else "bfloat16"
+
+
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
 def _refuse_foreign(given: Mapping[str, Any], task: str) -> None:
@@ -92,10 +150,11 @@ def _refuse_foreign(given: Mapping[str, Any], task: str) -> None:
             )
 
 
-def _defaults(task: str, spec: ModelSpec) -> dict[str, Any]:
+def _defaults(task: str, spec: ModelSpec, engine: str) -> dict[str, Any]:
     tokens = min(DEFAULT_TOKENS, spec.max_context or DEFAULT_TOKENS)
     if task == "infer":
-        return {"context": tokens, "kv_dtype": spec.dtype}
+        kv_dtype = "f16" if engine == "llama.cpp" else compute_dtype(spec)
+        return {"context": tokens, "kv_dtype": kv_dtype}
     precision = "fp32" if spec.dtype == "float32" else "bf16"
     return {
         # A float16 file is trained in bfloat16 unless a precision is named: the same bytes.

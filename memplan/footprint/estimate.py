@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
-from memplan.footprint.lines import exact_line
+from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
-from memplan.footprint.overhead import overhead_line
-from memplan.runtimes import runtime
+from memplan.runtimes import runtime, trainer
 from memplan.types import Footprint, Line, ModelSpec, Workload
 from memplan.units import MIB
 
@@ -42,14 +41,14 @@ def estimate(
             f"{spec.name}: nothing says how many layers and heads this model has",
             hint="put its config.json beside the weights",
         )
+    engine = runtime(workload.runtime)
     lines = [_weights(spec), *_buffers(spec, workload)]
     if workload.task == "infer":
-        engine = runtime(workload.runtime)
         lines += engine.cache_lines(spec, workload)
         lines.append(engine.activation_line(spec, workload))
     else:
         lines += _training(spec, workload, kind)
-    return Footprint(lines=(*lines, overhead_line(kind, baseline)))
+    return Footprint(lines=(*lines, engine.overhead_line(kind, baseline)))
 
 
 def _weights(spec: ModelSpec) -> Line:
@@ -64,16 +63,18 @@ def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:
     for every parameter (torch/amp, weight cache).
     """
     lines = []
+    if workload.runtime == "llama.cpp":
+        return []  # rotary frequencies are computed where they are used
     if spec.exact_modules:
         lines.append(exact_line("buffers", spec.buffer_bytes, "buffers of the built model"))
     else:
         inverse_frequencies = 4 * spec.head_dim
         lines.append(
-            Line(
-                part="buffers",
-                bytes=inverse_frequencies,
-                low_bytes=0,
-                high_bytes=max(inverse_frequencies, MIB),
+            band_line(
+                "buffers",
+                inverse_frequencies,
+                low=0,
+                high=MIB,
                 basis="assumed",
                 source="rotary frequencies, which headers do not show",
             )
@@ -81,12 +82,11 @@ def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:
     if workload.task == "train" and (workload.precision or "").endswith("-mixed"):
         copies = 2 * sum(_matrix_elements(spec))
         lines.append(
-            Line(
-                part="buffers",
-                bytes=copies,
-                low_bytes=0,
-                high_bytes=2 * spec.parameters,
-                basis="formula",
+            band_line(
+                "buffers",
+                copies,
+                low=0,
+                high=2 * spec.parameters,
                 source="autocast's 16-bit copies of the matrices",
             )
         )
@@ -113,6 +113,6 @@ def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
     lines = [exact_line("gradients", gradients, "one per parameter, in its dtype")]
     if states:
         lines.append(exact_line("optimizer", states, OPTIMIZERS[workload.optimizer][1]))
-    engine = runtime(workload.runtime)
+    engine = trainer(workload.runtime)
     lines.append(engine.training_line(spec, workload, gradients=gradients, kind=kind))
     return lines

@@ -9,7 +9,9 @@ from memplan.errors import BadModelError
 
 __all__ = ["MAX_NUMBER", "number", "text_config", "words"]
 
-_TEXT_KEYS = ("text_config", "llm_config", "language_config", "decoder", "text_cfg", "global_config")
+_TEXT_KEYS = (
+    *("text_config", "llm_config", "language_config", "decoder", "text_cfg", "global_config"),
+)
 _OUTER_KEYS = ("thinker_config",)
 
 MAX_NUMBER = 2**40

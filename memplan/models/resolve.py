@@ -4,6 +4,7 @@ folder with *.safetensors     headers (no torch); module names from a kept inven
 folder with config.json only  meta build by transformers, kept by content
 config.json                   the same
 *.safetensors, *.index.json   headers; config.json beside them is used when there
+*.gguf                        header; all shards of a split file
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from memplan.errors import BadModelError, ModelNotFoundError, UnsupportedModelError
-from memplan.models.facts import Facts, read_facts, text_config
+from memplan.models.active import active_parameters
+from memplan.models.facts import read_facts, text_config
 from memplan.models.files import read_json, read_safetensors, read_sharded
+from memplan.models.gguf import gguf_spec, read_local
 from memplan.models.inventory import load_inventory, save_inventory
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
@@ -46,6 +49,9 @@ def resolve(
     Raises ModelNotFoundError, BadModelError, UnsupportedModelError, MissingDependencyError.
     """
     path = Path(argument).expanduser()
+    file = _gguf_file(path)
+    if file is not None:
+        return gguf_spec(read_local(file), name=file.stem, path=str(path), source="gguf")
     config_path, tensors = _read(path, argument)
     config = read_json(config_path) if config_path else None
     loader = _Loader(path, config_path, trust_remote_code=trust_remote_code)
@@ -65,6 +71,17 @@ def resolve(
     if found is not None and _same_weights(found[0], converted):
         return loader.spec(found[1], found[0], "safetensors", exact=True)
     return loader.spec(config, _with_tied_head(config, converted), "safetensors", exact=False)
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """Return the GGUF file that a path names: itself, or the only one of a folder without more."""
+    if path.suffix == ".gguf":
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    firsts = [file for file in files if "-of-" not in file.name or "-00001-of-" in file.name]
+    return firsts[0] if len(firsts) == 1 else None
 
 
 def _with_tied_head(config: Mapping[str, Any], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -97,7 +114,7 @@ def _read(path: Path, argument: str) -> tuple[Path | None, tuple[Tensor, ...] | 
         return path, None
     raise UnsupportedModelError(
         f"{argument} is no kind of model file that memplan reads",
-        hint="name a folder, a config.json, a .safetensors file or its .index.json",
+        hint="name a folder, a config.json, a .gguf or .safetensors file, or an .index.json",
     )
 
 
@@ -123,7 +140,7 @@ def _read_folder(folder: Path) -> tuple[Tensor, ...] | None:
 def _not_found(argument: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"no model at {argument!r}",
-        hint="name a folder with config.json, a config.json or a .safetensors file",
+        hint="name a folder with config.json, a config.json, a .gguf or a .safetensors file",
     )
 
 
@@ -207,7 +224,11 @@ class _Loader:
             head_dim=facts.head_dim if facts else 0,
             vocab=facts.vocab if facts else 0,
             max_context=facts.max_context if facts else None,
-            active_parameters=_active(tensors, facts),
+            active_parameters=active_parameters(
+                tensors,
+                experts=facts.experts if facts else None,
+                chosen=facts.experts_per_token if facts else None,
+            ),
             experts_per_token=facts.experts_per_token if facts else None,
         )
 
@@ -232,16 +253,3 @@ def _weight_format(config: Mapping[str, Any] | None, dtype: str) -> str:
     if isinstance(quantization, Mapping) and quantization.get("quant_method"):
         return str(quantization["quant_method"])
     return dtype
-
-
-def _active(tensors: tuple[Tensor, ...], facts: Facts | None) -> int | None:
-    """Return the parameters one token uses: routed experts count by the share that is chosen."""
-    if facts is None or not facts.experts or not facts.experts_per_token:
-        return None
-    total = routed = 0
-    for tensor in tensors:
-        if tensor.kind == "parameter" and not tensor.tied_to:
-            count = tensor.bytes * 8 // DTYPE_BITS[tensor.dtype]
-            total += count
-            routed += count if ".experts." in tensor.name else 0
-    return total - routed + routed * facts.experts_per_token // facts.experts

@@ -129,7 +129,7 @@ class _Several:
         self._gpus: Sequence[Device] = ()
         self._slow: Sequence[Device] = ()
         engine = runtime(workload.runtime)
-        cache = [engine.layer_cache_bytes(layer, workload) for layer in spec.layers]
+        cache = [engine.layer_cache_bytes(spec, layer, workload) for layer in spec.layers]
         self._blocks = _blocks(units, cache)
         layered = {unit.layer for unit in units}
         outside = sum(size for i, size in enumerate(cache) if i not in layered)

@@ -17,7 +17,7 @@ from memplan.types import ModelSpec, Tensor
 
 __all__ = ["Unit", "cut"]
 
-_LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block))\.(\d+)\.")
+_LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block|blk))\.(\d+)\.")
 
 PLAIN_NAMES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}

@@ -12,6 +12,7 @@ from memplan.errors import UnsupportedModelError
 from memplan.footprint import activations as act
 from memplan.footprint import cache
 from memplan.footprint.lines import exact_line
+from memplan.footprint.overhead import overhead_line
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS, MIB
 
@@ -22,6 +23,7 @@ __all__ = [
     "layer_cache_bytes",
     "layer_kv_bytes",
     "layer_state_bytes",
+    "overhead_line",
     "training_line",
 ]
 
@@ -51,8 +53,9 @@ def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
     return lines
 
 
-def layer_cache_bytes(layer: Layer, workload: Workload) -> int:
+def layer_cache_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
     """Return one layer's share of `cache_lines`. Raises UnsupportedModelError without a rule."""
+    del spec
     return layer_kv_bytes(layer, workload) + layer_state_bytes(layer, workload)
 
 

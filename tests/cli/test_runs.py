@@ -117,7 +117,7 @@ def test_devices_are_listed_with_where_they_were_read(capsys):
     assert run(["devices"]) == 0
     assert "cpu" in capsys.readouterr().out
     assert run(["devices", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["devices"]
     assert {"cpu", "disk"} <= {row["name"] for row in rows}
     assert all(isinstance(row["capacity_bytes"], int) for row in rows)
 

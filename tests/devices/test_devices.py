@@ -117,9 +117,11 @@ def test_without_a_gpu_the_host_computes():
     assert [(d.name, d.reserve_bytes) for d in found.devices] == [("cpu", 9)]
 
 
-@pytest.mark.parametrize("names", [["big"], ["0"], ["cpu", "24GiB"], ["24GiBs"]])
+@pytest.mark.parametrize(
+    "names", [["big"], ["0"], ["cpu", "24GiB"], ["24GiBs"], ["cpu", "rtx4090"], ["rtx"]]
+)
 def test_a_device_that_is_none_is_refused_with_a_hint(names):
-    """Neither a size nor a known word."""
+    """Neither a size nor a product nor a known word."""
     with pytest.raises(DeviceError) as caught:
         parse_hardware(names, host_memory=GIB, disk=0)
     assert caught.value.hint

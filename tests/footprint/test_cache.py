@@ -9,13 +9,13 @@ from memplan.errors import UnsupportedModelError
 from memplan.footprint import cache
 from memplan.footprint.defaults import complete
 from memplan.models.resolve import resolve
-from memplan.runtimes.transformers import cache_lines, layer_cache_bytes
+from memplan.runtimes.transformers import cache_lines, layer_kv_bytes
 from memplan.types import Layer, Workload
 
 
 def per_token(layers, **layer):
     work = Workload(context=1, dtype="bfloat16", kv_dtype="bfloat16")
-    return layers * layer_cache_bytes(Layer(**layer), work)
+    return layers * layer_kv_bytes(Layer(**layer), work)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_sliding_layer_keeps_one_token_less_than_its_window_and_a_counter():
     """gpt-oss-20b: 12 sliding layers of window 128 keep 3,121,248 B beside the full ones."""
     work = Workload(context=4096, dtype="bfloat16", kv_dtype="bfloat16")
     layer = Layer(kind="sliding_attention", kv_heads=8, key_dim=64, value_dim=64, window=128)
-    assert 12 * layer_cache_bytes(layer, work) == 3_121_248
+    assert 12 * layer_kv_bytes(layer, work) == 3_121_248
 
 
 def test_a_short_context_does_not_fill_the_window():
@@ -54,7 +54,7 @@ def test_a_layer_without_a_rule_is_an_error_and_no_guess():
     """State-space layers have another cache: saying nothing beats a wrong number."""
     layer = Layer(kind="state_space", kv_heads=8, key_dim=64, value_dim=64)
     with pytest.raises(UnsupportedModelError, match="state_space"):
-        layer_cache_bytes(layer, Workload(context=10))
+        layer_kv_bytes(layer, Workload(context=10))
 
 
 @pytest.mark.models
