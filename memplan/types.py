@@ -249,6 +249,8 @@ class ModelSpec:
     """Elements of one query head."""
     vocab: int = 0
     """Rows of the output matrix."""
+    rotary_dim: int = 0
+    """Elements of each head that are rotated by position; 0 = none (learned positions)."""
     max_context: int | None = None
     """Longest context that the config names, tokens."""
     active_parameters: int | None = None
@@ -340,6 +342,9 @@ class Workload:
     """dtype of the cache (infer)."""
     attention: str = "sdpa"
     """Attention implementation."""
+    logits: str | None = None
+    """Logits that a prompt's pass computes (infer): "last" token's, as generate does; "full" in
+    the model's dtype; "full-fp32" with a float32 copy (transformers before 4.45)."""
     method: str | None = None
     """"full", "lora" ... (train)."""
     optimizer: str | None = None

@@ -83,5 +83,9 @@ def _on_cpu(model):
                 if tensor is not None and tensor.is_meta:
                     zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
                     is_weight = isinstance(tensor, torch.nn.Parameter)
-                    kind[name] = torch.nn.Parameter(zeros, False) if is_weight else zeros.clone()
+                    kind[name] = (
+                        torch.nn.Parameter(zeros, requires_grad=False)
+                        if is_weight
+                        else zeros.clone()
+                    )
     return model

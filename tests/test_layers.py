@@ -36,6 +36,7 @@ ALLOWED = {
     **dict.fromkeys(sorted(PURE - BASE), PURE),
     "memplan.models": PURE | {"memplan.models", "memplan.config"},
     "memplan.devices": PURE | {"memplan.devices", "memplan.config"},
+    "memplan.validate": PURE | {"memplan.validate", "memplan.models"},
     "memplan.measure": STORE | {"memplan.measure"},
     "memplan.demo": BASE | {"memplan.demo", "memplan.measure"},
     "memplan.store": STORE,

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "map": ("memplan.cli.plan:device_map", "The placement only, as a device_map in JSON."),
     "emit": ("memplan.cli.emit:emit", "Write what the chosen engine takes."),
     "run": ("memplan.cli.run:run", "Run a command under the sampler; plan versus measurement."),
+    "validate": ("memplan.cli.validate:validate", "The planner held against real measurements."),
     "runs": ("memplan.cli.runs:runs", "List what was measured."),
     "show": ("memplan.cli.runs:show", "One run: phases and peaks."),
     "compare": ("memplan.cli.runs:compare", "One run beside its plan, part by part."),

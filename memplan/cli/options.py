@@ -70,7 +70,11 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="Default: llama.cpp for GGUF, else transformers.",
     ),
     click.option("--dtype", help="Load the weights as bf16, fp16 or fp32. Default: the model's."),
-    click.option("--quant", type=click.Choice(["none"]), help="Default: none."),
+    click.option(
+        "--quant",
+        metavar="NAME",
+        help="nf4, int8, gptq-4bit-g128, awq-4bit-g128, fp8 ...; q4_k_m ... Default: none.",
+    ),
     click.option(
         "--context", type=_COUNT, metavar="TOKENS", help="infer: tokens cached per sequence."
     ),
@@ -85,6 +89,11 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     ),
     click.option(
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
+    ),
+    click.option(
+        "--logits",
+        type=click.Choice(["last", "full", "full-fp32"]),
+        help="infer: of the last token, or of the whole prompt. Default: last.",
     ),
     click.option("--method", type=click.Choice(["full"]), help="train: what is updated."),
     click.option(
@@ -149,6 +158,7 @@ _WORK = (
     "prefill_chunk",
     "kv_dtype",
     "attention",
+    "logits",
     "method",
     "optimizer",
     "seq",
@@ -178,13 +188,14 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
     from memplan.devices.baseline import known_baseline
     from memplan.devices.parse import parse_hardware
     from memplan.footprint.defaults import complete, weight_dtype
-    from memplan.models.resolve import resolve
+    from memplan.models.load import load_model
     from memplan.placement.plan import make_plan
 
     work = {name: options[name] for name in _WORK}
-    spec = resolve(
+    spec = load_model(
         options["model"],
         dtype=weight_dtype(work),
+        options=work,
         exact_modules=exact_modules,
         trust_remote_code=options["trust_remote_code"],
     )

@@ -28,7 +28,7 @@ _TRAIN_ONLY = (
     "precision",
     "loss",
 )
-_INFER_ONLY = ("context", "prefill_chunk", "kv_dtype")
+_INFER_ONLY = ("context", "prefill_chunk", "kv_dtype", "logits")
 
 
 def weight_dtype(options: Mapping[str, Any]) -> str | None:
@@ -67,6 +67,9 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     Raises UsageError for an option of the other task.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    unknown = sorted(given.keys() - {field.name for field in fields(Workload)})
+    if unknown:
+        raise UsageError(f"no option is called {unknown[0]!r}", hint="see memplan plan --help")
     task = given.get("task", "infer")
     _refuse_foreign(given, task)
     engine = given.get("runtime") or default_runtime(spec)
@@ -116,7 +119,7 @@ _QUANTISED_CACHES = ("int8", "int4", "int2", "quanto-int4", "quanto-int2", "hqq-
 
 def default_runtime(spec: ModelSpec) -> str:
     """Return the engine that runs such a file: llama.cpp for GGUF, else transformers."""
-    return "llama.cpp" if spec.weight_format.startswith("gguf") else "transformers"
+    return "llama.cpp" if spec.weight_format.startswith(("gguf", "ggml")) else "transformers"
 
 
 def compute_dtype(spec: ModelSpec) -> str:
@@ -133,7 +136,7 @@ def compute_dtype(spec: ModelSpec) -> str:
             sizes[tensor.dtype] += tensor.bytes
     if sizes:
         return sizes.most_common(1)[0][0]
-    return "float16" if spec.weight_format.startswith("gguf") else "bfloat16"
+    return "float16" if spec.weight_format.startswith(("gguf", "ggml")) else "bfloat16"
 
 
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -154,7 +157,8 @@ def _defaults(task: str, spec: ModelSpec, engine: str) -> dict[str, Any]:
     tokens = min(DEFAULT_TOKENS, spec.max_context or DEFAULT_TOKENS)
     if task == "infer":
         kv_dtype = "f16" if engine == "llama.cpp" else compute_dtype(spec)
-        return {"context": tokens, "kv_dtype": kv_dtype}
+        logits = {"logits": "last"} if engine == "transformers" else {}
+        return {"context": tokens, "kv_dtype": kv_dtype, **logits}
     precision = "fp32" if spec.dtype == "float32" else "bf16"
     return {
         # A float16 file is trained in bfloat16 unless a precision is named: the same bytes.

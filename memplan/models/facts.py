@@ -44,6 +44,8 @@ class Facts:
     """max_position_embeddings, if stated."""
     layers: tuple[Layer, ...]
     """One entry per decoder layer."""
+    rotary_dim: int = 0
+    """Rotated elements of each head; 0 without rotary positions."""
     experts: int | None
     """Routed experts per layer (mixture of experts)."""
     experts_per_token: int | None
@@ -80,12 +82,31 @@ def read_facts(config: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Fac
         vocab=number(text, "vocab_size", default=0),
         max_context=number(text, *positions, *contexts, default=0) or None,
         layers=layers,
+        rotary_dim=_rotary_dim(text, hidden // heads),
         experts=number(text, *_EXPERTS, default=0) or None,
         experts_per_token=number(text, *_CHOSEN, default=0) or None,
     )
 
 
 _HEAD_DIMS = ("head_dim", "attention_head_dim", "d_kv", "kv_channels", "dim_head", "qk_head_dim")
+
+
+_ROTARY = ("rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct")
+
+
+def _rotary_dim(text: Mapping[str, Any], default: int) -> int:
+    """Return the rotated elements of a head: MLA's own part, a share, or the whole head."""
+    if number(text, "qk_rope_head_dim", default=0):
+        return number(text, "qk_rope_head_dim")
+    if not any(text.get(key) is not None for key in _ROTARY):
+        return 0
+    if number(text, "rotary_dim", default=0):
+        return number(text, "rotary_dim")
+    inner = text.get("rope_parameters")
+    own = {**inner, **text} if isinstance(inner, Mapping) else text
+    share = own.get("partial_rotary_factor", own.get("rotary_pct", 1.0))
+    share = share if isinstance(share, int | float) and 0 < share <= 1 else 1.0
+    return int((number(text, *_HEAD_DIMS, default=0) or default) * share)
 
 
 def _flat(text: Mapping[str, Any]) -> dict[str, Any]:

@@ -223,6 +223,7 @@ class _Loader:
             heads=facts.heads if facts else 0,
             head_dim=facts.head_dim if facts else 0,
             vocab=facts.vocab if facts else 0,
+            rotary_dim=facts.rotary_dim if facts else 0,
             max_context=facts.max_context if facts else None,
             active_parameters=active_parameters(
                 tensors,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 
-from memplan.errors import MemplanError
 from memplan.footprint.defaults import complete
 from memplan.models.resolve import resolve
 from memplan.runtimes.transformers import cache_lines

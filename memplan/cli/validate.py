@@ -1,0 +1,119 @@
+"""`memplan validate`: the estimator held against recorded measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from memplan.validate.predict import Prediction
+    from memplan.validate.table import Row
+
+__all__ = ["validate"]
+
+EXIT_FINDING = 1
+
+
+@click.command("validate")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print every case and the table as JSON.")
+@click.option("--cases", "show_cases", is_flag=True, help="Print every case before the table.")
+@click.option("--quiet", is_flag=True, help="Print the table alone.")
+def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet: bool) -> int:
+    """Hold the planner against real measurements, one JSON object a line in FILES.
+
+    Each case names a model (or holds its config), the options of `plan`, what was measured and
+    where it was published. Unsafe = the measurement lies above the planned band.
+
+    \b
+    memplan validate tests/reference/inference.jsonl
+
+    Exit code: 0 no unsafe case, 1 at least one, 2 a file could not be read.
+    """
+    from memplan.validate.cases import read_cases
+    from memplan.validate.predict import predict
+    from memplan.validate.table import rows
+
+    cases = [case for file in files for case in read_cases(file)]
+    predictions = [predict(case) for case in cases]
+    table = rows(predictions)
+    if as_json:
+        click.echo(json.dumps(_json(predictions, table), indent=2))
+    else:
+        if show_cases:
+            click.echo("\n".join(_case_line(p) for p in predictions) + "\n")
+        click.echo(_text(table))
+        if not quiet:
+            _explain(predictions)
+    return EXIT_FINDING if any(p.unsafe for p in predictions) else 0
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _text(table: Sequence[Row]) -> str:
+    head = ("quantity", "runtime", "cases", "refused", "median", "p90", "in band", "unsafe")
+    body = [
+        (
+            row.quantity,
+            row.runtime,
+            str(row.cases),
+            str(row.refused),
+            _percent(row.median),
+            _percent(row.p90),
+            _percent(row.in_band),
+            str(row.unsafe),
+        )
+        for row in table
+    ]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+    lines = []
+    for line in (head, *body):
+        left = [line[i].ljust(widths[i]) for i in range(2)]
+        right = [line[i].rjust(widths[i]) for i in range(2, len(head))]
+        lines.append("  ".join((*left, *right)).rstrip())
+    return "\n".join(lines)
+
+
+def _case_line(prediction: Prediction) -> str:
+    case = prediction.case
+    if prediction.value is None:
+        return f"{case.id}: refused: {prediction.problem}"
+    band = "in band" if prediction.within else "UNSAFE" if prediction.unsafe else "below band"
+    error = prediction.error or 0.0
+    return f"{case.id}: {prediction.value} for {case.measured}, {100 * error:+.2f} %, {band}"
+
+
+def _explain(predictions: Sequence[Prediction]) -> None:
+    for prediction in predictions:
+        if prediction.value is None or prediction.unsafe:
+            click.echo(_case_line(prediction), err=True)
+
+
+def _json(predictions: Sequence[Prediction], table: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "schema": "memplan.validation/1",
+        "cases": [
+            {
+                "id": p.case.id,
+                "quantity": p.case.quantity,
+                "runtime": p.runtime,
+                "predicted": p.value,
+                "low": p.low,
+                "high": p.high,
+                "measured": p.case.measured,
+                "error_percent": None if p.error is None else 100 * p.error,
+                "in_band": p.within,
+                "unsafe": p.unsafe,
+                "problem": p.problem or None,
+                "source": p.case.source,
+            }
+            for p in predictions
+        ],
+        "table": [{name: getattr(row, name) for name in row.__slots__} for row in table],
+    }

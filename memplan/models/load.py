@@ -1,0 +1,67 @@
+"""MODEL and how it is loaded -> ModelSpec: the file's tensors in the layout that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memplan.errors import UsageError
+from memplan.models.ggml_quant import is_mix, to_ggml
+from memplan.models.resolve import resolve
+from memplan.types import ModelSpec
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    argument: str,
+    *,
+    dtype: str | None,
+    options: Mapping[str, Any],
+    exact_modules: bool = False,
+    trust_remote_code: bool = False,
+) -> ModelSpec:
+    """Read a model and apply the quantization that an option asks for.
+
+    Args:
+        argument: see `memplan.models.resolve`.
+        dtype: torch's name of the dtype that plain weights are loaded in; None = the model's.
+        options: names and values of the command line; "quant" and "runtime" count here.
+        exact_modules: build the model where a file's names might not be those of its modules.
+        trust_remote_code: run Python code from the model's folder.
+
+    Raises what `resolve` raises, and UsageError for a quantization that does not exist or does
+    not go with the runtime.
+    """
+    spec = resolve(
+        argument, dtype=dtype, exact_modules=exact_modules, trust_remote_code=trust_remote_code
+    )
+    quant = str(options.get("quant") or "none").lower()
+    engine = options.get("runtime")
+    packed = spec.weight_format.startswith("gguf")
+    if packed and (quant != "none" or engine not in (None, "llama.cpp")):
+        raise UsageError(
+            f"{spec.name} is a GGUF file: its types are fixed, and llama.cpp runs it",
+            hint="leave --quant and --runtime out, or name the original model",
+        )
+    if packed:
+        return spec
+    if quant == "none":
+        return to_ggml(spec, _FLOATS.get(spec.dtype, "bf16")) if engine == "llama.cpp" else spec
+    if is_mix(quant):
+        if engine not in (None, "llama.cpp"):
+            raise UsageError(
+                f"--quant {quant} is a type of llama.cpp's", hint="add --runtime llama.cpp"
+            )
+        return to_ggml(spec, quant)
+    if engine == "llama.cpp":
+        raise UsageError(
+            f"llama.cpp has no quantization {quant!r}", hint="such as q4_k_m, q8_0 or iq4_xs"
+        )
+    from memplan.formats.quantized import parse_scheme
+    from memplan.models.quantize import quantize
+
+    return quantize(spec, None, parse_scheme(quant))
+
+
+_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f32"}

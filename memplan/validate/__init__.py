@@ -1,0 +1,1 @@
+"""Holding the estimator against recorded measurements: its accuracy as a number."""

@@ -1,0 +1,119 @@
+"""One case -> what the planner says to it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memplan.errors import MemplanError
+from memplan.footprint.defaults import complete, weight_dtype
+from memplan.footprint.estimate import estimate
+from memplan.models.load import load_model
+from memplan.types import Footprint, ModelSpec, Workload
+from memplan.validate.cases import Case
+
+__all__ = ["Prediction", "predict"]
+
+_PLACES = ("device", "host_memory", "disk", "reserve", "host_bandwidth", "disk_bandwidth")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A case and its prediction."""
+
+    case: Case
+    """The measurement."""
+    runtime: str
+    """The engine whose rules were used; "-" when there is no prediction."""
+    value: int | None
+    """Best estimate; None when the planner refused."""
+    low: int | None
+    """Lower end of the band."""
+    high: int | None
+    """Upper end of the band."""
+    problem: str = ""
+    """Why there is no prediction."""
+
+    @property
+    def error(self) -> float | None:
+        """Signed relative error; 0 within the measurement's own resolution."""
+        if self.value is None:
+            return None
+        error = (self.value - self.case.measured) / self.case.measured
+        return 0.0 if abs(error) <= self.case.tolerance else error
+
+    @property
+    def within(self) -> bool:
+        """The measurement lies in the band, or off it by less than its resolution."""
+        if self.low is None or self.high is None:
+            return False
+        slack = self.case.tolerance * self.case.measured
+        return self.low - slack <= self.case.measured <= self.high + slack
+
+    @property
+    def unsafe(self) -> bool:
+        """The upper end of the band is below the measurement: the plan would have failed."""
+        slack = self.case.tolerance * self.case.measured
+        return self.high is not None and self.high + slack < self.case.measured
+
+
+def predict(case: Case) -> Prediction:
+    """Plan a case. A model or option that cannot be planned is a prediction with a problem."""
+    try:
+        spec, workload = _planned(case)
+        value, low, high = _quantity(case, spec, workload)
+    except MemplanError as error:
+        return Prediction(
+            case=case, runtime="-", value=None, low=None, high=None, problem=str(error)
+        )
+    return Prediction(case=case, runtime=workload.runtime, value=value, low=low, high=high)
+
+
+def _planned(case: Case) -> tuple[ModelSpec, Workload]:
+    options = {name: value for name, value in case.options.items() if name not in _PLACES}
+    with tempfile.TemporaryDirectory(prefix="memplan-") as folder:
+        argument = case.model
+        if isinstance(argument, Mapping):
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps(argument), encoding="utf-8")
+            argument = str(path)
+        spec = load_model(argument, dtype=weight_dtype(options), options=options)
+    return spec, complete(options, spec)
+
+
+def _quantity(case: Case, spec: ModelSpec, workload: Workload) -> tuple[int, int, int]:
+    if case.quantity == "parameters":
+        return (spec.parameters,) * 3
+    ranks = workload.tp if case.per == "device" else 1
+    if case.quantity == "weights":
+        lines = [("weights", spec.weight_bytes), *_kept_tables(spec, workload)]
+        total = sum(size for _, size in lines) // ranks
+        return total, total, total
+    footprint = estimate(spec, workload)
+    if case.quantity == "total":
+        return _total(footprint, case)
+    found = [line for line in footprint.lines if line.part == case.quantity]
+    value = sum(line.bytes for line in found)
+    return value, sum(x.low_bytes for x in found), sum(x.high_bytes for x in found)
+
+
+def _kept_tables(spec: ModelSpec, workload: Workload) -> list[tuple[str, int]]:
+    """VLLM counts its table of rotary angles with the weights: positions x rotary size x 2 B."""
+    if workload.runtime != "vllm" or not spec.max_context or not spec.rotary_dim:
+        return []
+    return [("rotary table", spec.max_context * spec.rotary_dim * 2)]
+
+
+def _total(footprint: Footprint, case: Case) -> tuple[int, int, int]:
+    lines: list[Any] = list(footprint.lines)
+    if case.counter == "allocated":
+        lines = [line for line in lines if line.part != "overhead"]
+    return (
+        sum(line.bytes for line in lines),
+        sum(line.low_bytes for line in lines),
+        sum(line.high_bytes for line in lines),
+    )

@@ -1,0 +1,57 @@
+"""Predictions -> the accuracy of each quantity in each runtime."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memplan.validate.predict import Prediction
+
+__all__ = ["Row", "rows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Accuracy of one quantity in one runtime."""
+
+    quantity: str
+    """What was measured."""
+    runtime: str
+    """The engine."""
+    cases: int
+    """Cases with a prediction."""
+    refused: int
+    """Cases that the planner refused."""
+    median: float | None
+    """Median of the absolute relative error."""
+    p90: float | None
+    """Its 90th percentile (nearest rank)."""
+    in_band: float | None
+    """Share of cases whose measurement lies in the band."""
+    unsafe: int
+    """Cases whose measurement lies above the band."""
+
+
+def rows(predictions: Sequence[Prediction]) -> list[Row]:
+    """Return one row for each quantity and runtime, and one for each quantity overall."""
+    groups: dict[tuple[str, str], list[Prediction]] = {}
+    for prediction in predictions:
+        runtime = str(prediction.case.options.get("runtime") or prediction.runtime)
+        groups.setdefault((prediction.case.quantity, runtime), []).append(prediction)
+    return [_row(*key, group) for key, group in sorted(groups.items())]
+
+
+def _row(quantity: str, runtime: str, group: Sequence[Prediction]) -> Row:
+    errors = sorted(abs(p.error) for p in group if p.error is not None)
+    known = [p for p in group if p.value is not None]
+    return Row(
+        quantity=quantity,
+        runtime=runtime,
+        cases=len(known),
+        refused=len(group) - len(known),
+        median=statistics.median(errors) if errors else None,
+        p90=errors[-(-9 * len(errors) // 10) - 1] if errors else None,
+        in_band=sum(p.within for p in known) / len(known) if known else None,
+        unsafe=sum(p.unsafe for p in known),
+    )
