@@ -34,6 +34,9 @@ _NO_LINEAR = re.compile(
 _OUTPUT = re.compile(r"(lm_head|embed_out|output_projection)")
 _LAYER = re.compile(r"\b(?:layers|h|blocks|block)\.\d+\.")
 _VISION = re.compile(r"(vision|visual|image_newline|multi_modal_projector|audio)")
+_CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D = re.compile(r"\b(c_attn|q_attn|c_proj|c_fc)\.weight$")
+"""Modules of transformers' Conv1D, whose weight is (in, out)."""
 _MATRIX = 2
 
 
@@ -56,7 +59,10 @@ def quantize(
     """
     del config
     kept = _default_skips(spec) if skip is None else tuple(skip)
-    tensors = tuple(_stored(tensor, scheme, kept, spec.hidden) for tensor in spec.tensors)
+    turned = spec.model_type in _CONV1D_TYPES
+    tensors = tuple(
+        _stored(tensor, scheme, kept, spec.hidden, turned=turned) for tensor in spec.tensors
+    )
     if tensors == spec.tensors:
         raise UnsupportedModelError(
             f"{spec.name} has no module that {scheme.name} quantizes",
@@ -88,13 +94,17 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _stored(tensor: Tensor, scheme: Scheme, skip: Sequence[str], hidden: int) -> Tensor:
+def _stored(
+    tensor: Tensor, scheme: Scheme, skip: Sequence[str], hidden: int, *, turned: bool
+) -> Tensor:
     if tensor.kind != "parameter" or tensor.tied_to or not _eligible(tensor, scheme):
         return tensor
     module = _module(tensor.name)
     if any(module == name or module.endswith(f".{name}") for name in skip):
         return tensor
     shape = _logical(tensor, hidden)
+    if turned and _CONV1D.search(tensor.name):
+        shape = (shape[1], shape[0])
     return replace(tensor, bytes=bytes_of(scheme, shape), dtype=scheme.name)
 
 
