@@ -9,6 +9,8 @@ made offline (GPTQ, AWQ, FP8, NVFP4, compressed-tensors, EXL3) hold each expert 
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -100,12 +102,23 @@ def _stored(
     if tensor.kind != "parameter" or tensor.tied_to or not _eligible(tensor, scheme):
         return tensor
     module = _module(tensor.name)
-    if any(module == name or module.endswith(f".{name}") for name in skip):
+    if any(_named(module, name) for name in skip):
         return tensor
     shape = _logical(tensor, hidden)
     if turned and _CONV1D.search(tensor.name):
         shape = (shape[1], shape[0])
     return replace(tensor, bytes=bytes_of(scheme, shape), dtype=scheme.name)
+
+
+def _named(module: str, name: str) -> bool:
+    """Say whether a skip entry means a module: its name, its end, what it is in, glob or "re:"."""
+    if name.startswith("re:"):
+        with contextlib.suppress(re.error):
+            return re.match(name[3:], module) is not None
+        return False
+    if "*" in name:
+        return fnmatch.fnmatchcase(module, name)
+    return f".{name}." in f".{module}."
 
 
 def _eligible(tensor: Tensor, scheme: Scheme) -> bool:
@@ -131,4 +144,7 @@ def _logical(tensor: Tensor, hidden: int) -> tuple[int, ...]:
     *stack, first, second = tensor.shape
     if "down" in tensor.name:
         return (*stack, hidden, math.prod((first, second)) // hidden)
-    return (*stack, math.prod((first, second)) // hidden, hidden)
+    rows = math.prod((first, second)) // hidden
+    if "gate_up" in tensor.name:
+        return (*stack, 2, rows // 2, hidden)
+    return (*stack, rows, hidden)

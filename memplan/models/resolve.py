@@ -21,6 +21,8 @@ from memplan.models.facts import read_facts, text_config
 from memplan.models.files import read_json, read_safetensors, read_sharded
 from memplan.models.gguf import gguf_spec, read_local
 from memplan.models.inventory import load_inventory, save_inventory
+from memplan.models.quantize import quantize
+from memplan.models.stored import stored_scheme
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
 
@@ -58,9 +60,10 @@ def resolve(
     if tensors is None:
         if config is None or config_path is None:
             raise _not_found(argument)
-        wanted = dtype or _config_dtype(config)
+        packed = "bfloat16" if stored_scheme(config) else None
+        wanted = dtype or _config_dtype(config) or packed
         built, filled = loader.inventory(config, wanted)
-        return loader.spec(filled, built, "config", exact=True)
+        return _as_stored(loader.spec(filled, built, "config", exact=True), config)
     wanted = dtype or (_config_dtype(config) if config else None)
     converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
     if config is None:
@@ -71,6 +74,15 @@ def resolve(
     if found is not None and _same_weights(found[0], converted):
         return loader.spec(found[1], found[0], "safetensors", exact=True)
     return loader.spec(config, _with_tied_head(config, converted), "safetensors", exact=False)
+
+
+def _as_stored(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
+    """Return a model that was built from its config in the layout of its checkpoint."""
+    stored = stored_scheme(config)
+    if stored is None:
+        return spec
+    scheme, skip = stored
+    return quantize(spec, config, scheme, skip=skip)
 
 
 def _gguf_file(path: Path) -> Path | None:
