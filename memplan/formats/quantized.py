@@ -1,202 +1,170 @@
-"""Exact bytes of one linear layer in the quantized layouts that run outside llama.cpp.
+"""Names of quantizations outside llama.cpp, and the exact bytes that each stores.
 
-A linear has shape (out, in). Sources: each function; most were held against real tensors
-(bitsandbytes 0.50, torchao, compressed-tensors 0.20, transformers 5.23).
+`parse_scheme("nf4")` turns a name of the command line into a `Scheme`; `bytes_of` says what a
+weight of a shape takes in it. The arithmetic of each layout stands in
+`memplan.formats.quant_layouts`, the rules about which tensors it touches in
+`memplan.models.quantize`.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from memplan.errors import UsageError
+from memplan.formats import quant_layouts as layouts
 
-__all__ = ["Scheme", "bytes_of", "parse_scheme"]
-
-_FP8_BLOCK = 128
-_CODE_BYTES = 64
-_NESTED_CODE_BYTES = 1024
+__all__ = ["FAMILIES", "Scheme", "bytes_of", "parse_scheme"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """One way to store a linear."""
+    """One way to store the weight of a linear, and which modules it leaves alone."""
 
     name: str
-    """As on the command line."""
+    """As on the command line, or of a checkpoint's config ("fp8", "compressed-tensors" ...)."""
     family: str
-    """"bnb", "gptq", "awq", "fp8" ...: which modules it leaves alone."""
+    """Whose layout and rules hold: a key of `FAMILIES`."""
     bits: float
-    """Bits of one weight."""
+    """Bits of one value, without scales (a mean for EXL3)."""
     group: int = 0
-    """Weights that share a scale; 0 = a whole row."""
-    double: bool = False
-    """Scales are quantized themselves."""
+    """Values that share a scale; 0 = a row, or whatever the family fixes."""
     symmetric: bool = True
-    """No zero points."""
+    """No zero points (pack-quantized only; GPTQ and AWQ always store them)."""
+    double_quant: bool = False
+    """bitsandbytes: the scales are quantized themselves."""
     scale_bytes: int = 2
-    """Bytes of one scale."""
+    """Bytes of one scale where a layout leaves it open."""
+    static: bool = False
+    """A scale for the activations is stored with each linear."""
+    skip: tuple[str, ...] | None = None
+    """Module names and patterns that stay as they are; None = the default list."""
+    parts: tuple[tuple[str, Scheme], ...] = ()
+    """Other schemes by module pattern, first match wins (mixed checkpoints)."""
+    default: bool = True
+    """False: only what `parts` names is quantized."""
 
 
-def _ceil(count: int, size: int) -> int:
-    return -(-count // size)
+_Layout = Callable[[Scheme, int, int], int]
 
-
-def _bnb_int8(scheme: Scheme, rows: int, columns: int) -> int:
-    """LLM.int8: int8 weight and one float32 a row (SCB); bitsandbytes nn/modules.py."""
-    del scheme
-    return rows * columns + 4 * rows
-
-
-def _bnb_4bit(scheme: Scheme, rows: int, columns: int) -> int:
-    """nf4 and fp4: two weights a byte, float32 absmax per 64 and a code of 16 float32.
-
-    Double quantization: absmax as uint8, float32 per 256 of them, a code of 256 float32, and one
-    float32 offset. Source: bitsandbytes functional.py, quantize_4bit; QuantState.
-    """
-    count = rows * columns
-    blocks = _ceil(count, 64)
-    size = _ceil(count, 2) + _CODE_BYTES
-    if not scheme.double:
-        return size + 4 * blocks
-    return size + blocks + 4 * _ceil(blocks, 256) + _NESTED_CODE_BYTES + 4
-
-
-def _gptq(scheme: Scheme, rows: int, columns: int) -> int:
-    """int32 qweight (in·w/32, out), qzeros, float16 scales, int32 g_idx; AutoGPTQ's layout."""
-    bits = int(scheme.bits)
-    groups = _ceil(columns, scheme.group) if scheme.group else 1
-    weight = _ceil(columns * bits, 32) * rows * 4
-    zeros = groups * _ceil(rows * bits, 32) * 4
-    return weight + zeros + groups * rows * 2 + columns * 4
-
-
-def _awq(scheme: Scheme, rows: int, columns: int) -> int:
-    """As GPTQ, without g_idx; AutoAWQ's layout."""
-    return _gptq(scheme, rows, columns) - columns * 4
-
-
-def _fp8(scheme: Scheme, rows: int, columns: int) -> int:
-    """e4m3 and float32 scales: one, one a row, or one per 128 x 128 block (both axes up)."""
-    if scheme.name == "fp8-tensor":
-        return rows * columns + 4
-    if scheme.group:
-        blocks = _ceil(rows, scheme.group) * _ceil(columns, scheme.group)
-        return rows * columns + scheme.scale_bytes * blocks
-    return rows * columns + scheme.scale_bytes * rows
-
-
-def _mxfp4(scheme: Scheme, rows: int, columns: int) -> int:
-    """Two weights a byte and one e8m0 byte per 32 (OCP microscaling)."""
-    del scheme
-    return rows * (_ceil(columns, 2) + _ceil(columns, 32))
-
-
-def _nvfp4(scheme: Scheme, rows: int, columns: int) -> int:
-    """Two weights a byte, one e4m3 scale per 16, two float32 for the whole (modelopt)."""
-    del scheme
-    return rows * (_ceil(columns, 2) + _ceil(columns, 16)) + 8
-
-
-def _grouped(scheme: Scheme, rows: int, columns: int) -> int:
-    """Packed integers, a scale and perhaps a zero of 2 bytes per group: HQQ, torchao, quanto."""
-    groups = _ceil(rows * columns, scheme.group) if scheme.group else rows
-    sizes = scheme.scale_bytes * (1 if scheme.symmetric else 2)
-    return _ceil(round(rows * columns * scheme.bits), 8) + groups * sizes
-
-
-def _torchao_int8(scheme: Scheme, rows: int, columns: int) -> int:
-    """int8, float32 scale and int8 zero a row: 16,797,696 B for 4096 x 4096, measured."""
-    del scheme
-    return rows * columns + rows * 5
-
-
-def _packed(scheme: Scheme, rows: int, columns: int) -> int:
-    """compressed-tensors: packed int32, bfloat16 scales per group, int64[2] of the shape."""
-    return _grouped(scheme, rows, columns) + 16
-
-
-def _exl3(scheme: Scheme, rows: int, columns: int) -> int:
-    """int16 trellis (in/16, out/16, 16·K) and float16 signs of both sides; exllamav3."""
-    return _ceil(round(rows * columns * scheme.bits), 8) + 2 * (rows + columns)
-
-
-_LAYOUTS: dict[str, Callable[[Scheme, int, int], int]] = {
-    "int8": _bnb_int8,
-    "bnb4": _bnb_4bit,
-    "gptq": _gptq,
-    "awq": _awq,
-    "fp8": _fp8,
-    "mxfp4": _mxfp4,
-    "nvfp4": _nvfp4,
-    "hqq": _grouped,
-    "torchao": _grouped,
-    "torchao-int8": _torchao_int8,
-    "quanto": _grouped,
-    "eetq": _grouped,
-    "bitnet": _grouped,
-    "packed": _packed,
-    "exl3": _exl3,
+FAMILIES: Mapping[str, _Layout] = {
+    "int8": lambda _, r, c: layouts.bnb_int8(r, c),
+    "bnb4": lambda s, r, c: layouts.bnb_4bit(r, c, double_quant=s.double_quant),
+    "gptq": lambda s, r, c: layouts.gptq(r, c, bits=int(s.bits), group=s.group),
+    "awq": lambda s, r, c: layouts.awq(r, c, bits=int(s.bits), group=s.group),
+    "fp8": lambda s, r, c: layouts.fp8_block(
+        r, c, group=s.group or 128, scale_bytes=s.scale_bytes, static=s.static
+    ),
+    "fp8-tensor": lambda s, r, c: layouts.fp8_tensor(
+        r, c, scale_bytes=s.scale_bytes, static=s.static
+    ),
+    "fp8-channel": lambda s, r, c: layouts.fp8_channel(r, c, scale_bytes=s.scale_bytes),
+    "fbgemm": lambda _, r, c: layouts.fbgemm_fp8(r, c),
+    "mxfp4": lambda _, r, c: layouts.mxfp4(r, c),
+    "mx-packed": lambda _, r, c: layouts.mxfp4(r, c),
+    "nvfp4": lambda s, r, c: layouts.nvfp4(r, c, static=s.static),
+    "nvfp4-online": lambda _, r, c: layouts.nvfp4_online(r, c),
+    "hqq": lambda s, r, c: layouts.hqq(
+        r, c, bits=int(s.bits), group=s.group, scale_bytes=s.scale_bytes
+    ),
+    "torchao-int8": lambda _, r, c: layouts.torchao_int8(r, c),
+    "torchao-float8": lambda _, r, c: layouts.torchao_float8(r, c),
+    "torchao-int4": lambda s, r, c: layouts.torchao_int4(r, c, group=s.group),
+    "torchao-intx": lambda s, r, c: layouts.torchao_intx(r, c, group=s.group),
+    "packed": lambda s, r, c: layouts.pack_quantized(
+        r,
+        c,
+        bits=int(s.bits),
+        group=s.group,
+        symmetric=s.symmetric,
+        scale_bytes=s.scale_bytes,
+    ),
+    "eetq": lambda _, r, c: layouts.eetq(r, c),
+    "quanto-int8": lambda s, r, c: layouts.quanto_int8(r, c, scale_bytes=s.scale_bytes),
+    "quanto": lambda s, r, c: layouts.quanto_packed(
+        r, c, bits=int(s.bits), scale_bytes=s.scale_bytes
+    ),
+    "bitnet": lambda s, r, c: layouts.bitnet(r, c, scale_bytes=s.scale_bytes),
+    "exl3": lambda s, r, c: layouts.exl3(r, c, bits=s.bits),
 }
+"""Layout of each family: (scheme, output features, input features) -> bytes."""
 
 _FIXED = {
-    "int8": Scheme(name="int8", family="int8", bits=8),
-    "nf4": Scheme(name="nf4", family="bnb4", bits=4, group=64),
-    "nf4-dq": Scheme(name="nf4-dq", family="bnb4", bits=4, group=64, double=True),
-    "fp4": Scheme(name="fp4", family="bnb4", bits=4, group=64),
-    "fp4-dq": Scheme(name="fp4-dq", family="bnb4", bits=4, group=64, double=True),
-    "fp8": Scheme(name="fp8", family="fp8", bits=8, group=_FP8_BLOCK, scale_bytes=4),
-    "fp8-block": Scheme(name="fp8-block", family="fp8", bits=8, group=_FP8_BLOCK, scale_bytes=4),
-    "fp8-channel": Scheme(name="fp8-channel", family="fp8", bits=8, scale_bytes=4),
-    "fp8-tensor": Scheme(name="fp8-tensor", family="fp8", bits=8, scale_bytes=4),
-    "mxfp4": Scheme(name="mxfp4", family="mxfp4", bits=4, group=32),
-    "nvfp4": Scheme(name="nvfp4", family="nvfp4", bits=4, group=16),
-    "torchao-int8": Scheme(name="torchao-int8", family="torchao-int8", bits=8),
-    "torchao-float8": Scheme(name="torchao-float8", family="torchao", bits=8, scale_bytes=4),
-    "eetq": Scheme(name="eetq", family="eetq", bits=8),
-    "bitnet": Scheme(name="bitnet", family="bitnet", bits=2),
-    "quanto-int8": Scheme(name="quanto-int8", family="quanto", bits=8),
+    scheme.name: scheme
+    for scheme in (
+        Scheme(name="none", family="none", bits=16),
+        Scheme(name="int8", family="int8", bits=8),
+        Scheme(name="nf4", family="bnb4", bits=4, group=64),
+        Scheme(name="nf4-dq", family="bnb4", bits=4, group=64, double_quant=True),
+        Scheme(name="fp4", family="bnb4", bits=4, group=64),
+        Scheme(name="fp4-dq", family="bnb4", bits=4, group=64, double_quant=True),
+        Scheme(name="fp8", family="fp8", bits=8, group=128, scale_bytes=4),
+        Scheme(name="fp8-block", family="fp8", bits=8, group=128, scale_bytes=4),
+        Scheme(name="fp8-tensor", family="fp8-tensor", bits=8, scale_bytes=4),
+        Scheme(name="fp8-channel", family="fp8-channel", bits=8, scale_bytes=4),
+        Scheme(name="fbgemm-fp8", family="fbgemm", bits=8, scale_bytes=4),
+        Scheme(name="mxfp4", family="mxfp4", bits=4, group=32, scale_bytes=1),
+        Scheme(name="nvfp4", family="nvfp4", bits=4, group=16, scale_bytes=1, static=True),
+        Scheme(name="nvfp4-online", family="nvfp4-online", bits=4, group=16, scale_bytes=1),
+        Scheme(name="torchao-int8", family="torchao-int8", bits=8, scale_bytes=4),
+        Scheme(name="torchao-float8", family="torchao-float8", bits=8, scale_bytes=4),
+        Scheme(name="eetq", family="eetq", bits=8),
+        Scheme(name="quanto-int8", family="quanto-int8", bits=8),
+        Scheme(name="quanto-int4", family="quanto", bits=4, group=128),
+        Scheme(name="quanto-int2", family="quanto", bits=2, group=128),
+        Scheme(name="bitnet", family="bitnet", bits=2),
+    )
 }
 
-_PATTERNS: tuple[tuple[str, str, bool], ...] = (
-    (r"gptq-([2348])bit(?:-g(32|64|128))?", "gptq", False),
-    (r"awq-(4)bit(?:-g(32|64|128))?", "awq", False),
-    (r"hqq-([12348])bit-g(\d+)", "hqq", False),
-    (r"torchao-int(4)-g(32|64|128|256)", "torchao", False),
-    (r"quanto-int([24])(?:-g(\d+))?", "quanto", False),
-    (r"w([48])a16(?:-g(32|64|128))?", "packed", True),
+_PATTERNS = tuple(
+    (re.compile(pattern), family, default)
+    for pattern, family, default in (
+        (r"gptq-([2348])bit(?:-g(32|64|128))?", "gptq", 0),
+        (r"awq-(4)bit(?:-g(32|64|128))?", "awq", 128),
+        (r"hqq-([12348])bit(?:-g(8|16|32|64|128|256))?", "hqq", 64),
+        (r"torchao-int(4)(?:-g(32|64|128|256))?", "torchao-int4", 128),
+        (r"w([48])a16(?:-g(32|64|128))?", "packed", 0),
+    )
 )
-_EXL3 = re.compile(r"exl3-(\d(?:\.\d+)?)bpw")
+_EXL3 = re.compile(r"exl3-([1-8](?:\.\d{1,3})?)bpw")
+
+_HINT = (
+    "int8, nf4, fp4 (-dq), gptq-4bit-g128, awq-4bit-g128, fp8 (-tensor, -channel), fbgemm-fp8, "
+    "mxfp4, nvfp4 (-online), hqq-4bit-g64, torchao-int4-g128 / -int8 / -float8, eetq, "
+    "quanto-int8 / -int4 / -int2, bitnet, w4a16-g128, exl3-4bpw; llama.cpp: q4_k_m ..."
+)
 
 
 def parse_scheme(name: str) -> Scheme:
-    """Return the scheme of a --quant name.
+    """Return the scheme of a --quant name; a GPTQ or w4a16 name without "-g" has one scale a row.
 
-    Raises UsageError for an unknown one.
+    Raises UsageError for an unknown name, with the families in its hint.
     """
-    plain = name.lower()
+    plain = name.strip().lower()
     if plain in _FIXED:
         return _FIXED[plain]
     found = _EXL3.fullmatch(plain)
-    if found:
+    if found and float(found[1]) <= 8:
         return Scheme(name=plain, family="exl3", bits=float(found[1]))
-    for pattern, family, symmetric in _PATTERNS:
-        match = re.fullmatch(pattern, plain)
+    for pattern, family, default in _PATTERNS:
+        match = pattern.fullmatch(plain)
         if match:
-            group = int(match[2] or (128 if family in ("awq", "quanto") else 0))
-            bits = 3.2 if family == "hqq" and match[1] == "3" else float(match[1])
-            return Scheme(name=plain, family=family, bits=bits, group=group, symmetric=symmetric)
-    raise UsageError(
-        f"no quantization is called {name!r}",
-        hint="such as int8, nf4, nf4-dq, gptq-4bit-g128, awq-4bit-g128, fp8, mxfp4, q4_k_m",
-    )
+            group = int(match[2] or default)
+            return Scheme(name=plain, family=family, bits=float(match[1]), group=group)
+    raise UsageError(f"no quantization is called {name!r}", hint=_HINT)
 
 
 def bytes_of(scheme: Scheme, shape: tuple[int, ...]) -> int:
-    """Return the stored bytes of a linear of shape (out, in), or of a stack of them, in bytes."""
+    """Return the stored bytes of a linear of shape (out, in), or of a stack of such.
+
+    Raises UsageError for "none", which stores nothing of its own, and for a shape below two axes.
+    """
+    if scheme.family not in FAMILIES or len(shape) < 2:
+        raise UsageError(
+            f"{scheme.name} has no packed form of a tensor of shape {shape}",
+            hint="only matrices are quantized",
+        )
     *stack, rows, columns = shape
-    count = 1
-    for size in stack:
-        count *= size
-    return count * _LAYOUTS[scheme.family](scheme, rows, columns)
+    return math.prod(stack) * FAMILIES[scheme.family](scheme, rows, columns)

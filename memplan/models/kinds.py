@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from memplan.models.numbers import number, words
+from memplan.models.numbers import architecture, number, words
 
 __all__ = ["layer_kinds"]
 
@@ -127,8 +127,7 @@ _ALL_STATE = ("mamba", "falcon_mamba", "rwkv", "xlstm", "bamba", "granitemoehybr
 
 
 def _is_encoder(config: Mapping[str, Any], text: Mapping[str, Any], model_type: str) -> bool:
-    names = config.get("architectures") or [""]
-    if isinstance(names, list) and str(names[0]).endswith(_ENCODER_HEADS):
+    if (architecture(config) or "").endswith(_ENCODER_HEADS):
         return True
     bidirectional = text.get("use_bidirectional_attention") is True
     return bidirectional or (model_type in _ENCODERS and not config.get("is_decoder"))

@@ -85,7 +85,7 @@ def _load_config(transformers: Any, config_path: Path, *, trust_remote_code: boo
 
 
 def _build(torch: Any, transformers: Any, config: Any, *, trust_remote_code: bool) -> Any:
-    names = config.architectures or []
+    names = config.architectures if isinstance(config.architectures, list) else []
     cls = getattr(transformers, names[0], None) if names else None
     try:
         with torch.device("meta"):

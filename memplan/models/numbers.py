@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.errors import BadModelError
 
-__all__ = ["MAX_NUMBER", "number", "text_config", "words"]
+__all__ = ["MAX_NUMBER", "architecture", "number", "text_config", "words"]
 
 _TEXT_KEYS = (
     *("text_config", "llm_config", "language_config", "decoder", "text_cfg", "global_config"),
@@ -60,6 +60,14 @@ def number(config: Mapping[str, Any], *keys: str, default: int | None = None) ->
             hint="is this the config of a language model?",
         )
     return default
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """Return the first of the config's model classes, or None."""
+    names = config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        return names[0]
+    return None
 
 
 def words(config: Mapping[str, Any], *keys: str) -> list[str] | None:

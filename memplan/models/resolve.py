@@ -21,6 +21,7 @@ from memplan.models.facts import read_facts, text_config
 from memplan.models.files import read_json, read_safetensors, read_sharded
 from memplan.models.gguf import gguf_spec, read_local
 from memplan.models.inventory import load_inventory, save_inventory
+from memplan.models.numbers import architecture
 from memplan.models.quantize import quantize
 from memplan.models.stored import stored_scheme
 from memplan.types import ModelSource, ModelSpec, Tensor
@@ -101,10 +102,10 @@ def _with_tied_head(config: Mapping[str, Any], tensors: tuple[Tensor, ...]) -> t
 
     The name is that of every *ForCausalLM with `embed_tokens` in transformers 5.
     """
-    names = config.get("architectures") or [""]
     embeddings = [t for t in tensors if t.name.endswith("embed_tokens.weight")]
+    name = architecture(config) or ""
     stored = any("lm_head" in tensor.name for tensor in tensors)
-    if stored or len(embeddings) != 1 or not str(names[0]).endswith("ForCausalLM"):
+    if stored or len(embeddings) != 1 or not name.endswith("ForCausalLM"):
         return tensors
     return (*tensors, replace(embeddings[0], name="lm_head.weight", tied_to=embeddings[0].name))
 
@@ -218,11 +219,10 @@ class _Loader:
     ) -> ModelSpec:
         """Put the parts together."""
         facts = read_facts(config, tensors) if config is not None else None
-        names = (config or {}).get("architectures") or [None]
         dtype = _main_dtype(tensors)
         return ModelSpec(
             name=self.name,
-            architecture=names[0] if isinstance(names[0], str) else None,
+            architecture=architecture(config or {}),
             model_type=_model_type(config),
             source=source,
             path=str(self.path),
