@@ -153,7 +153,7 @@ def parse_scheme(name: str) -> Scheme:
         if match:
             group = int(match[2] or default)
             return Scheme(name=plain, family=family, bits=float(match[1]), group=group)
-    raise UsageError(f"no quantization is called {name!r}", hint=_HINT)
+    raise UsageError(f"{name!r} is not a quantization that memplan knows", hint=_HINT)
 
 
 def bytes_of(scheme: Scheme, shape: tuple[int, ...]) -> int:

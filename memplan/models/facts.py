@@ -13,13 +13,14 @@ from typing import Any
 from memplan.errors import BadModelError
 from memplan.models.attention import attention_layer
 from memplan.models.kinds import layer_kinds
-from memplan.models.numbers import number, text_config
+from memplan.models.numbers import check_sizes, number, text_config
 from memplan.models.states import layer_states
 from memplan.types import Layer, Tensor
 
 __all__ = ["Facts", "read_facts", "text_config"]
 
-MAX_LAYERS = 100_000
+MAX_LAYERS = 4096
+MAX_EXPERTS = 65_536
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _DECODER_COUNTS = ("num_decoder_layers", "decoder_layers")
@@ -58,6 +59,7 @@ def read_facts(config: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Fac
     Raises BadModelError when a number is missing that no tensor shows, or is not sensible, and
     UnsupportedModelError for a kind of layer that no rule covers.
     """
+    check_sizes(config)
     text = _flat(text_config(config))
     hidden = number(text, *_HIDDEN)
     heads = number(
@@ -72,6 +74,9 @@ def read_facts(config: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Fac
             hint="check num_hidden_layers, num_attention_heads and hidden_size",
         )
     text = {**text, "hidden_size": hidden, "num_attention_heads": heads}
+    experts = number(text, *_EXPERTS, default=0)
+    if experts > MAX_EXPERTS:
+        raise BadModelError(f"config.json claims {experts} experts", hint="check the config file")
     layers = _layers(config, text, count, _key_width(tensors, hidden))
     positions = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     contexts = ("max_target_positions", "model_max_length", "n_ctx", "max_sequence_length")
@@ -83,7 +88,7 @@ def read_facts(config: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Fac
         max_context=number(text, *positions, *contexts, default=0) or None,
         layers=layers,
         rotary_dim=_rotary_dim(text, hidden // heads),
-        experts=number(text, *_EXPERTS, default=0) or None,
+        experts=experts or None,
         experts_per_token=number(text, *_CHOSEN, default=0) or None,
     )
 

@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises ModelNotFoundError when it is not there and BadModelError when it is too large, no
-    valid JSON, holds NaN or infinity, is nested too deeply, or is no object.
+    valid JSON, holds NaN, is nested too deeply, or is no object.
     """
     try:
         size = path.stat().st_size
@@ -44,7 +44,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
+    """Refuse NaN. Infinity is what published configs have in time_step_limit (Nemotron-H)."""
+    if name == "NaN":
+        raise ValueError("NaN is not allowed")
+    return float(name.replace("Infinity", "inf"))
 
 
 def read_safetensors(path: Path) -> tuple[Tensor, ...]:

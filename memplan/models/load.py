@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from memplan.errors import UsageError
+from memplan.models.catalog import find_model
 from memplan.models.ggml_quant import is_mix, to_ggml
 from memplan.models.resolve import resolve
 from memplan.types import ModelSpec
@@ -24,7 +26,7 @@ def load_model(
     """Read a model and apply the quantization that an option asks for.
 
     Args:
-        argument: see `memplan.models.resolve`.
+        argument: see `memplan.models.resolve`; or a name of the catalogue, where no such file is.
         dtype: torch's name of the dtype that plain weights are loaded in; None = the model's.
         options: names and values of the command line; "quant" and "runtime" count here.
         exact_modules: build the model where a file's names might not be those of its modules.
@@ -33,7 +35,8 @@ def load_model(
     Raises what `resolve` raises, and UsageError for a quantization that does not exist or does
     not go with the runtime.
     """
-    spec = resolve(
+    spec = None if Path(argument).expanduser().exists() else find_model(argument, dtype=dtype)
+    spec = spec or resolve(
         argument, dtype=dtype, exact_modules=exact_modules, trust_remote_code=trust_remote_code
     )
     quant = str(options.get("quant") or "none").lower()

@@ -9,6 +9,8 @@ result is kept by `memplan.models.inventory`.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import warnings
@@ -43,6 +45,7 @@ def build_inventory(
     Raises MissingDependencyError without torch and transformers, UnsupportedModelError for an
     architecture that this transformers does not know, BadModelError for a config that it refuses.
     """
+    _refuse_unknown(config_path, trust_remote_code=trust_remote_code)
     try:
         import torch
         import transformers
@@ -59,12 +62,40 @@ def build_inventory(
         return module_tensors(model), _plain(config.to_dict())
 
 
+def _refuse_unknown(config_path: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a model type that transformers does not name, without importing it (seconds)."""
+    from memplan.models.files import read_json
+
+    raw = read_json(config_path)
+    model_type = raw.get("model_type")
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.origin or (trust_remote_code and raw.get("auto_map")):
+        return
+    folder = Path(found.origin).parent / "models" / "auto"
+    wanted = f'"{_SAME.get(str(model_type), model_type)}"'
+    texts = [file.read_text("utf-8") for file in folder.glob("*.py")]
+    if not texts or any(wanted in text for text in texts):
+        return
+    if raw.get("auto_map"):
+        raise UnsupportedModelError(
+            f"{config_path}: model type {model_type!r} needs Python code from the model's folder",
+            hint="read that code, then repeat with --trust-remote-code",
+        )
+    raise UnsupportedModelError(
+        f"{config_path}: transformers {importlib.metadata.version('transformers')} does not know "
+        f"model type {str(model_type)[:60]!r}",
+        hint="upgrade transformers, or name a folder with safetensors files (headers suffice)",
+    )
+
+
 def _load_config(transformers: Any, config_path: Path, *, trust_remote_code: bool) -> Any:
     from memplan.models.files import read_json
 
     raw = read_json(config_path)
     model_type = raw.get("model_type")
     known = model_type in transformers.CONFIG_MAPPING
+    if not known and model_type in _SAME:
+        return _as_type(transformers.CONFIG_MAPPING[_SAME[model_type]], raw, config_path)
     if not known and raw.get("auto_map") and not trust_remote_code:
         raise UnsupportedModelError(
             f"{config_path}: model type {model_type!r} needs Python code from the model's folder",
@@ -80,6 +111,18 @@ def _load_config(transformers: Any, config_path: Path, *, trust_remote_code: boo
         return transformers.AutoConfig.from_pretrained(
             str(config_path), trust_remote_code=trust_remote_code, local_files_only=True
         )
+    except Exception as error:
+        raise _refused(config_path, error) from error
+
+
+_SAME = {"kimi_k2": "deepseek_v3"}
+"""Published names of model types that are another's classes, by their own config.json."""
+
+
+def _as_type(config_class: Any, raw: Mapping[str, Any], config_path: Path) -> Any:
+    own = {k: v for k, v in raw.items() if k not in ("auto_map", "model_type", "rope_scaling")}
+    try:
+        return config_class.from_dict(own)
     except Exception as error:
         raise _refused(config_path, error) from error
 

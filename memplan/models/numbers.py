@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.errors import BadModelError
 
-__all__ = ["MAX_NUMBER", "architecture", "number", "text_config", "words"]
+__all__ = ["MAX_NUMBER", "architecture", "check_sizes", "number", "text_config", "words"]
 
 _TEXT_KEYS = (
     *("text_config", "llm_config", "language_config", "decoder", "text_cfg", "global_config"),
@@ -68,6 +68,26 @@ def architecture(config: Mapping[str, Any]) -> str | None:
     if isinstance(names, list) and names and isinstance(names[0], str):
         return names[0]
     return None
+
+
+_SIZE_ENDINGS = ("_size", "_dim", "_heads", "_layers", "_rank", "_experts", "_per_tok", "_layer")
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse a config whose sizes are texts, negative or absurd, before anything is imported.
+
+    Looks at every key that ends like a size, in nested parts too. Raises BadModelError.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_sizes(value)
+        elif key.endswith(_SIZE_ENDINGS) and (
+            isinstance(value, str) or (isinstance(value, int | float) and abs(value) > MAX_NUMBER)
+        ):
+            raise BadModelError(
+                f"config.json: {key} is {_short(value)}, not a sensible number",
+                hint="check the config file",
+            )
 
 
 def words(config: Mapping[str, Any], *keys: str) -> list[str] | None:

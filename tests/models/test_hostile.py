@@ -30,7 +30,9 @@ def plan(path):
         "from memplan.cli.main import run\n"
         "code = run(sys.argv[1:])\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print('USED', used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)\n"
+        "status = open('/proc/self/status').read()\n"
+        "mark = status.split('VmHWM:')[1].split()[0]\n"  # ru_maxrss is inherited
+        "print('USED', used.ru_utime + used.ru_stime, mark, file=sys.stderr)\n"
         "sys.exit(code)\n"
     )
     command = [sys.executable, "-c", code, "plan", str(path), "--device", "24GiB"]
