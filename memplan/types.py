@@ -10,6 +10,7 @@ Field names are the JSON keys; `memplan.serialize` turns each type to JSON and b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -147,8 +148,9 @@ class Tensor:
 
     def __post_init__(self) -> None:
         """Check that the sizes make sense."""
-        _not_negative(self, "bytes")
-        if any(size < 0 for size in self.shape):
+        if self.bytes < 0:
+            raise ValueError(f"Tensor.bytes must not be negative: {self.bytes}")
+        if self.shape and min(self.shape) < 0:
             raise ValueError(f"tensor {self.name} has a negative size: {self.shape}")
 
 
@@ -263,17 +265,17 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Number of parameter elements, tied ones once."""
-        return sum(_elements(t) for t in self.tensors if t.kind == "parameter" and not t.tied_to)
+        return _totals(self.tensors)[0]
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all parameters, tied ones once."""
-        return sum(t.bytes for t in self.tensors if t.kind == "parameter" and not t.tied_to)
+        return _totals(self.tensors)[1]
 
     @property
     def buffer_bytes(self) -> int:
         """Bytes of all buffers, shared ones once."""
-        return sum(t.bytes for t in self.tensors if t.kind == "buffer" and not t.tied_to)
+        return _totals(self.tensors)[2]
 
     def summary(self) -> ModelSummary:
         """Return the short form that plans carry."""
@@ -289,11 +291,25 @@ class ModelSpec:
         )
 
 
-def _elements(tensor: Tensor) -> int:
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    return count
+_LAST_TOTALS: list[tuple[tuple[Tensor, ...], tuple[int, int, int]]] = []
+"""Of the last model that was asked: one plan asks many times, and a model can have 90,000."""
+
+
+def _totals(tensors: tuple[Tensor, ...]) -> tuple[int, int, int]:
+    """Return parameter elements, bytes of parameters and bytes of buffers."""
+    if _LAST_TOTALS and _LAST_TOTALS[0][0] is tensors:
+        return _LAST_TOTALS[0][1]
+    elements = weights = buffers = 0
+    for tensor in tensors:
+        if tensor.tied_to:
+            continue
+        if tensor.kind == "parameter":
+            elements += math.prod(tensor.shape)
+            weights += tensor.bytes
+        else:
+            buffers += tensor.bytes
+    _LAST_TOTALS[:] = [(tensors, (elements, weights, buffers))]
+    return elements, weights, buffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

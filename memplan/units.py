@@ -7,6 +7,7 @@ Inside the program sizes are whole bytes (int) and times whole nanoseconds (int)
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from memplan.errors import UnitError
 
@@ -100,6 +101,7 @@ _DTYPE_ALIASES = {
 }
 
 
+@lru_cache(maxsize=256)
 def dtype_name(text: str) -> str:
     """Return torch's name of a dtype given as "bf16", "torch.bfloat16", "BF16" or "bfloat16".
 

@@ -15,7 +15,14 @@ FOLDERS = {
     "memplan_migrations": "migrations",
 }
 
-BASE = {"memplan", "memplan.types", "memplan.units", "memplan.errors", "memplan.serialize"}
+BASE = {
+    "memplan",
+    "memplan.types",
+    "memplan.units",
+    "memplan.errors",
+    "memplan.serialize",
+    "memplan.versions",
+}
 PURE = BASE | {
     f"memplan.{name}"
     for name in (

@@ -7,7 +7,6 @@ folder; plans in which the host computes then use it in place of an assumed figu
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 from memplan.config import cache_dir
 from memplan.errors import MissingDependencyError
+from memplan.versions import installed_version
 
 __all__ = ["known_baseline", "measure_baseline"]
 
@@ -33,7 +33,7 @@ print(pages * resource.getpagesize())
 
 def _versions() -> str:
     parts = [f"python {platform.python_version()}"]
-    parts += [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")]
+    parts += [f"{name} {installed_version(name)}" for name in ("torch", "transformers")]
     return ", ".join(parts)
 
 
@@ -51,10 +51,7 @@ def _stored() -> dict[str, Any]:
 
 def known_baseline() -> int | None:
     """Return the measured bytes for the versions that are installed now, or None."""
-    try:
-        value = _stored().get(_versions())
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    value = _stored().get(_versions())
     return value if isinstance(value, int) and value > 0 else None
 
 

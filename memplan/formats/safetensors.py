@@ -13,7 +13,7 @@ from typing import Any
 
 from memplan.errors import BadModelError, UnitError
 from memplan.types import Tensor
-from memplan.units import dtype_bits, dtype_name
+from memplan.units import DTYPE_BITS, dtype_name
 
 __all__ = ["MAX_HEADER_BYTES", "PREFIX_BYTES", "header_length", "parse_header"]
 
@@ -89,19 +89,17 @@ def _entry(name: str, info: Any, where: str) -> tuple[int, int, Tensor]:
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _bad(where, f"the entry of tensor {name!r} is malformed") from error
-    if any(not _is_size(value) for value in (*shape, begin, end)):
-        raise _bad(where, f"tensor {name!r} has a size that is not a whole number >= 0")
     count = 1
     for size in shape:
+        if type(size) is not int or size < 0:
+            raise _bad(where, f"tensor {name!r} has a size that is not a whole number >= 0")
         count *= size
-    expected = -(-count * dtype_bits(dtype) // 8)
+    if type(begin) is not int or type(end) is not int or begin < 0:
+        raise _bad(where, f"tensor {name!r} has an offset that is not a whole number >= 0")
+    expected = -(-count * DTYPE_BITS[dtype] // 8)
     if end - begin != expected:
         raise _bad(where, f"tensor {name!r} takes {end - begin} bytes, its shape {expected}")
     return begin, end, Tensor(name=name, shape=shape, dtype=dtype, bytes=expected)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _refuse_constant(name: str) -> float:

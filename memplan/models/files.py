@@ -79,7 +79,7 @@ def read_sharded(index_path: Path) -> tuple[Tensor, ...]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadModelError(f"{index_path} has no weight_map", hint="download the file again")
     tensors: list[Tensor] = []
-    for name in sorted({_shard_name(value, index_path) for value in weight_map.values()}):
+    for name in _shard_names(weight_map, index_path):
         tensors += read_safetensors(index_path.parent / name)
     found = {tensor.name for tensor in tensors}
     if len(found) != len(tensors):
@@ -92,6 +92,12 @@ def read_sharded(index_path: Path) -> tuple[Tensor, ...]:
             hint="download the shards again",
         )
     return tuple(tensors)
+
+
+def _shard_names(weight_map: dict[str, Any], index_path: Path) -> list[str]:
+    texts = {value for value in weight_map.values() if isinstance(value, str)}
+    others = [value for value in weight_map.values() if not isinstance(value, str)]
+    return sorted(_shard_name(value, index_path) for value in (*texts, *others[:1]))
 
 
 def _shard_name(value: Any, index_path: Path) -> str:

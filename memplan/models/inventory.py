@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from memplan.config import cache_dir
 from memplan.types import Tensor
+from memplan.versions import installed_version
 
 __all__ = ["load_inventory", "save_inventory"]
 
@@ -25,9 +25,8 @@ _FORMAT = 1
 
 
 def _path(config: Mapping[str, Any], dtype: str | None) -> Path | None:
-    try:
-        version = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version("transformers")
+    if version is None:
         return None
     text = json.dumps([_FORMAT, version, dtype, config], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

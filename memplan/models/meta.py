@@ -9,7 +9,6 @@ result is kept by `memplan.models.inventory`.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -25,6 +24,7 @@ from memplan.errors import (
     UnsupportedModelError,
 )
 from memplan.types import Tensor
+from memplan.versions import installed_version
 
 __all__ = ["Inventory", "build_inventory", "module_tensors"]
 
@@ -82,7 +82,7 @@ def _refuse_unknown(config_path: Path, *, trust_remote_code: bool) -> None:
             hint="read that code, then repeat with --trust-remote-code",
         )
     raise UnsupportedModelError(
-        f"{config_path}: transformers {importlib.metadata.version('transformers')} does not know "
+        f"{config_path}: transformers {installed_version('transformers')} does not know "
         f"model type {str(model_type)[:60]!r}",
         hint="upgrade transformers, or name a folder with safetensors files (headers suffice)",
     )

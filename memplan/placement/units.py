@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from memplan.types import ModelSpec, Tensor
 
@@ -45,8 +46,18 @@ class Unit:
     """Its own parameters, tied ones left out."""
 
 
+_LAST: list[tuple[ModelSpec, tuple[Unit, ...]]] = []
+"""The last model that was cut: one plan cuts the same model several times."""
+
+
 def cut(spec: ModelSpec) -> tuple[Unit, ...]:
     """Return the units of a model in definition order; together they cover every tensor."""
+    if not _LAST or _LAST[0][0] is not spec:
+        _LAST[:] = [(spec, _cut(spec))]
+    return _LAST[0][1]
+
+
+def _cut(spec: ModelSpec) -> tuple[Unit, ...]:
     owner = _owners(spec)
     groups: dict[str, list[Tensor]] = {}
     for tensor in spec.tensors:
@@ -61,6 +72,11 @@ def cut(spec: ModelSpec) -> tuple[Unit, ...]:
         units += _unstored(stack) if not whole_layers else ()
         units.sort(key=_place)
     return tuple(replace(unit, position=i) for i, unit in enumerate(units))
+
+
+@lru_cache(maxsize=200_000)
+def _layer_match(name: str) -> re.Match[str] | None:
+    return _LAYER.match(name)
 
 
 def _leaves_known(spec: ModelSpec) -> bool:
@@ -91,7 +107,7 @@ def _module(name: str) -> str:
 
 
 def _layer_or_module(name: str) -> str:
-    match = _LAYER.match(name)
+    match = _layer_match(name)
     return f"{match[1]}.{match[2]}" if match else _module(name)
 
 
@@ -119,7 +135,7 @@ def _decoder_stack(spec: ModelSpec) -> str | None:
     """Return the path of the list of decoder layers: of all stacks the one with most bytes."""
     sizes: Counter[str] = Counter()
     for tensor in spec.tensors:
-        if match := _LAYER.match(tensor.name):
+        if match := _layer_match(tensor.name):
             sizes[match[1]] += tensor.bytes
     return sizes.most_common(1)[0][0] if sizes else None
 
@@ -129,7 +145,7 @@ def _unit(
 ) -> Unit:
     tensors = [tensor for part in parts for tensor in part]
     own = tuple(t for t in tensors if t.kind == "parameter" and not t.tied_to)
-    found = [match for t in tensors if (match := _LAYER.match(t.name)) and match[1] == stack]
+    found = [match for t in tensors if (match := _layer_match(t.name)) and match[1] == stack]
     layers = {int(match[2]) for match in found}
     return Unit(
         names=names,
