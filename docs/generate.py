@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md anew: the list of commands, and the picture.
+"""Writes the generated parts of README.md anew: commands, accuracy, and the picture.
 
     make docs
 
@@ -10,13 +10,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from memplan.cli.main import COMMANDS
+from memplan.validate.cases import read_cases
+from memplan.validate.predict import predict
+from memplan.validate.table import Row, rows
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-_BLOCK = re.compile(r"(<!-- commands -->\n).*?(<!-- end -->)", re.DOTALL)
+REFERENCE = ROOT / "tests" / "reference" / "inference.jsonl"
+_BLOCK = re.compile(r"(<!-- (commands|accuracy) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def command_table() -> str:
@@ -26,14 +31,27 @@ def command_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def readme(text: str) -> str:
-    """Return README.md with its generated block renewed."""
-    return _BLOCK.sub(lambda match: match[1] + command_table() + match[2], text)
+def accuracy_table(rows: Sequence[Row]) -> str:
+    """Return the rows of `memplan validate` as a Markdown table."""
+    lines = ["| quantity | runtime | cases | median error | p90 | in band | unsafe |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|")
+    for row in rows:
+        shares = (f"{100 * (value or 0.0):.1f} %" for value in (row.median, row.p90, row.in_band))
+        cells = (row.quantity, row.runtime, str(row.cases), *shares, str(row.unsafe))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme(text: str, accuracy: str) -> str:
+    """Return README.md with its generated blocks renewed."""
+    blocks = {"commands": command_table(), "accuracy": accuracy}
+    return _BLOCK.sub(lambda match: match[1] + blocks[match[2]] + match[3], text)
 
 
 def main() -> None:
     """Renew the table, then the picture."""
-    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    accuracy = accuracy_table(rows([predict(case) for case in read_cases(REFERENCE)]))
+    README.write_text(readme(README.read_text(encoding="utf-8"), accuracy), encoding="utf-8")
     subprocess.run([sys.executable, str(ROOT / "docs" / "screenshot.py")], check=True)
 
 

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("memplan.cli.runs:export", "Every sample of one run, as CSV or JSON."),
     "daemon": ("memplan.cli.daemon:daemon", "The background sampler."),
     "tui": ("memplan.cli.tui:tui", "The dashboard."),
-    "devices": ("memplan.cli.devices:devices", "What was detected on this machine."),
+    "devices": ("memplan.cli.devices:devices", "Known devices, and what was detected here."),
     "demo": ("memplan.cli.demo:demo", "Plan, run and compare a small real model, offline."),
     "doctor": ("memplan.cli.doctor:doctor", "What is installed, what is missing, how to mend it."),
     "config": ("memplan.cli.config:config", "Settings: every value and where it was set."),

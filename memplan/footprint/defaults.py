@@ -108,13 +108,13 @@ def cache_dtype(name: str, engine: str) -> str:
         return back.get(plain, plain)
     plain = _CACHE_NAMES.get(plain, plain)
     if plain.startswith("fp8"):
-        return plain
+        return "float8_e5m2" if "e5m2" in plain else "float8_e4m3fn"
     if plain in _QUANTISED_CACHES and engine == "transformers":
         return plain
     return dtype_name(plain)
 
 
-_QUANTISED_CACHES = ("int8", "int4", "int2", "quanto-int4", "quanto-int2", "hqq-int4", "hqq-int8")
+_QUANTISED_CACHES = ("int8", "int4", "int2")
 
 
 def default_runtime(spec: ModelSpec) -> str:

@@ -32,6 +32,12 @@ NAME = "transformers"
 _SLACK_BYTES = 128 * MIB
 """Kernel scratch and rounding that no formula sees; added to the upper end of each band."""
 
+QUANTISED_BITS = {"int8": 8, "int4": 4, "int2": 2}
+"""Cache types of QuantizedCache (quanto or HQQ) -> bits of one value."""
+
+RESIDUAL_TOKENS = 128
+GROUP = 64
+
 _NO_CACHE = ("shared_kv", "encoder_only", "none")
 _SLIDING = ("sliding_attention", "chunked_attention", "sliding_mla", "compressed_attention")
 
@@ -77,6 +83,8 @@ def layer_kv_bytes(layer: Layer, workload: Workload) -> int:
     assert workload.context is not None
     if layer.kind in (*_NO_CACHE, "state"):
         return 0
+    if workload.kv_dtype in QUANTISED_BITS:
+        return _quantised_bytes(layer, workload)
     element = _element_bytes(workload)
     tokens = workload.context + layer.prefix
     size = _self_bytes(layer, workload.batch, tokens, element)
@@ -93,7 +101,31 @@ def layer_kv_bytes(layer: Layer, workload: Workload) -> int:
 
 
 def _element_bytes(workload: Workload) -> int:
-    return DTYPE_BITS[workload.kv_dtype or workload.dtype] // 8
+    name = workload.kv_dtype or workload.dtype
+    return DTYPE_BITS[workload.dtype if name in QUANTISED_BITS else name] // 8
+
+
+def _quantised_bytes(layer: Layer, workload: Workload) -> int:
+    """Return B·n·(dk + dv)·(q·bits/8 + q/64·2·b + r·b) of a QuantizedCache.
+
+    The last r = min(S, 127) tokens stay in full precision, at least; all before are packed in
+    groups of 64 with a scale and a shift each (cache_utils.py, QuantizedLayer: nbits, q_group_size
+    64, residual_length 128). Only full attention can be so cached.
+    """
+    if layer.kind != "full_attention" or layer.states or layer.cross_tokens is not None:
+        raise UnsupportedModelError(
+            f"transformers quantizes the cache of full attention only, not of {layer.kind!r}",
+            hint="leave --kv-dtype out, or use --runtime llama.cpp with q8_0",
+        )
+    element = _element_bytes(workload)
+    bits = QUANTISED_BITS[workload.kv_dtype or ""]
+    tokens = workload.context or 0
+    kept = min(tokens, RESIDUAL_TOKENS - 1)
+    width = layer.kv_heads * (layer.key_dim + layer.value_dim)
+    packed = (tokens - kept) * width
+    groups = -(-packed // GROUP)
+    size = -(-packed * bits // 8) + groups * 2 * element + kept * width * element
+    return workload.batch * size
 
 
 def _self_bytes(layer: Layer, batch: int, tokens: int, element: int) -> int:
@@ -181,10 +213,13 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
 
 def _transient(spec: ModelSpec) -> int:
     """Return the largest tensor, and 2 bytes for each weight of the largest packed one."""
-    parameters = [t for t in spec.tensors if t.kind == "parameter"]
-    largest = max((t.bytes for t in parameters), default=0)
-    packed = [t for t in parameters if t.dtype not in DTYPE_BITS or DTYPE_BITS[t.dtype] < _PLAIN]
-    matrices = (2 * t.shape[-1] * t.shape[-2] for t in packed if len(t.shape) > 1)
+    kinds = {(t.dtype, t.shape, t.bytes) for t in spec.tensors if t.kind == "parameter"}
+    largest = max((size for _, _, size in kinds), default=0)
+    matrices = (
+        2 * shape[-1] * shape[-2]
+        for dtype, shape, _ in kinds
+        if len(shape) > 1 and DTYPE_BITS.get(dtype, 0) < _PLAIN
+    )
     return largest + max(matrices, default=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from memplan.validate.cases import read_cases
 from memplan.validate.predict import predict
 from memplan.validate.table import rows
 
-REFERENCE = Path(__file__).parent.parent / "reference"
+ROOT = Path(__file__).parent.parent.parent
+REFERENCE = ROOT / "tests" / "reference"
 TINY = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -46,13 +48,25 @@ def case(**changes):
     }
 
 
+@pytest.fixture(scope="module")
+def shipped():
+    return rows([predict(c) for c in read_cases(REFERENCE / "inference.jsonl")])
+
+
 @pytest.mark.models
-def test_the_shipped_measurements_are_met():
+def test_the_readme_shows_the_table_of_the_shipped_measurements(shipped):
+    """Printed by `make docs`, never typed."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert generate.accuracy_table(shipped) in readme
+
+
+@pytest.mark.models
+def test_the_shipped_measurements_are_met(shipped):
     """The promise of the README, from published logs and tables."""
-    table = {
-        (row.quantity, row.runtime): row
-        for row in rows([predict(c) for c in read_cases(REFERENCE / "inference.jsonl")])
-    }
+    table = {(row.quantity, row.runtime): row for row in shipped}
     assert sum(row.cases for row in table.values()) > 100
     for (quantity, runtime), row in table.items():
         assert row.unsafe == 0, (quantity, runtime)
