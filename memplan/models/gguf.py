@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -97,13 +98,13 @@ def read_files(sources: Sequence[tuple[str, Source]]) -> GgufModel:
 
 def read_local(path: Path) -> GgufModel:
     """Read a file on disk, with all its shards. Raises ModelNotFoundError and BadModelError."""
-    names = shard_names(path.name)
-    files = [LocalFile(path.parent / name) for name in names]
-    try:
-        return read_files([(str(path.parent / n), f) for n, f in zip(names, files, strict=True)])
-    finally:
-        for file in files:
-            file.close()
+    with contextlib.ExitStack() as stack:
+        files: list[tuple[str, Source]] = []
+        for name in shard_names(path.name):
+            file = LocalFile(path.parent / name)
+            stack.callback(file.close)
+            files.append((str(path.parent / name), file))
+        return read_files(files)
 
 
 def gguf_spec(model: GgufModel, *, name: str, path: str, source: ModelSource) -> ModelSpec:
