@@ -9,6 +9,7 @@ from typing import Any
 from memplan.errors import UsageError
 from memplan.models.catalog import find_model
 from memplan.models.ggml_quant import is_mix, to_ggml
+from memplan.models.module import is_callable_name, module_spec
 from memplan.models.resolve import resolve
 from memplan.types import ModelSpec
 
@@ -26,7 +27,8 @@ def load_model(
     """Read a model and apply the quantization that an option asks for.
 
     Args:
-        argument: see `memplan.models.resolve`; or a name of the catalogue, where no such file is.
+        argument: see `memplan.models.resolve`; where no such file is, a name of the
+            catalogue or "module.path:callable".
         dtype: torch's name of the dtype that plain weights are loaded in; None = the model's.
         options: names and values of the command line; "quant" and "runtime" count here.
         exact_modules: build the model where a file's names might not be those of its modules.
@@ -35,7 +37,7 @@ def load_model(
     Raises what `resolve` raises, and UsageError for a quantization that does not exist or does
     not go with the runtime.
     """
-    spec = None if Path(argument).expanduser().exists() else find_model(argument, dtype=dtype)
+    spec = None if Path(argument).expanduser().exists() else _named(argument, dtype)
     spec = spec or resolve(
         argument, dtype=dtype, exact_modules=exact_modules, trust_remote_code=trust_remote_code
     )
@@ -65,6 +67,13 @@ def load_model(
     from memplan.models.quantize import quantize
 
     return quantize(spec, None, parse_scheme(quant))
+
+
+def _named(argument: str, dtype: str | None) -> ModelSpec | None:
+    """Return a model of the catalogue or of the user's code, or None."""
+    if is_callable_name(argument):
+        return module_spec(argument, dtype=dtype)
+    return find_model(argument, dtype=dtype)
 
 
 _FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f32"}

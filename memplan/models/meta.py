@@ -26,7 +26,7 @@ from memplan.errors import (
 from memplan.types import Tensor
 from memplan.versions import installed_version
 
-__all__ = ["Inventory", "build_inventory", "module_tensors"]
+__all__ = ["Inventory", "build_inventory", "module_tensors", "plain_config"]
 
 Inventory = tuple[tuple[Tensor, ...], dict[str, Any]]
 """Tensors in definition order, and the config with transformers' defaults filled in."""
@@ -172,6 +172,13 @@ def module_tensors(model: Any) -> tuple[Tensor, ...]:
                 )
             )
     return tuple(result)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Return a transformers config as plain JSON values; {} for anything else."""
+    to_dict = getattr(config, "to_dict", None)
+    value = _plain(to_dict()) if callable(to_dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _plain(value: Any) -> Any:
