@@ -22,6 +22,7 @@ from memplan.models.files import read_json, read_safetensors, read_sharded
 from memplan.models.gguf import gguf_spec, read_local
 from memplan.models.inventory import load_inventory, save_inventory
 from memplan.models.numbers import architecture
+from memplan.models.packed import has_companions, logical
 from memplan.models.quantize import quantize
 from memplan.models.stored import stored_scheme
 from memplan.types import ModelSource, ModelSpec, Tensor
@@ -65,6 +66,7 @@ def resolve(
         wanted = dtype or _config_dtype(config) or packed
         built, filled = loader.inventory(config, wanted)
         return _as_stored(loader.spec(filled, built, "config", exact=True), config)
+    tensors = _unpacked(tensors, config)
     wanted = dtype or (_config_dtype(config) if config else None)
     converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
     if config is None:
@@ -84,6 +86,17 @@ def _as_stored(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
         return spec
     scheme, skip = stored
     return quantize(spec, config, scheme, skip=skip)
+
+
+def _unpacked(tensors: tuple[Tensor, ...], config: Mapping[str, Any] | None) -> tuple[Tensor, ...]:
+    """Fold scales and packed integers of a quantized file into one tensor for each weight."""
+    if not has_companions(tensors):
+        return tensors
+    try:
+        stored = stored_scheme(config or {})
+    except UnsupportedModelError:
+        stored = None  # sizes are in the files, which are here
+    return logical(tensors, stored[0] if stored else None)
 
 
 def _gguf_file(path: Path) -> Path | None:

@@ -6,142 +6,185 @@ hf_quant_config, and published config.json files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from memplan.errors import BadModelError, UnsupportedModelError
 from memplan.formats.quantized import Scheme, parse_scheme
-from memplan.models.numbers import number
+from memplan.models.numbers import number, text_config, words
+from memplan.models.stored_groups import compressed, modelopt
 
 __all__ = ["stored_scheme"]
 
-_SKIP_KEYS = ("modules_to_not_convert", "ignore", "exclude_modules", "llm_int8_skip_modules")
-_BYTE = 8
+_SKIP_KEYS = (
+    "modules_to_not_convert",
+    "ignore",
+    "exclude_modules",
+    "llm_int8_skip_modules",
+    "skip_modules",
+)
+_DEFAULT_LIST = ("gptq", "awq")
+"""Methods whose list adds to the default one instead of replacing it."""
+
+_EXPERTS = r"re:.*\.experts(\.|$)"
+_MAX_GROUP = 2**20
 
 
-def stored_scheme(config: Mapping[str, Any]) -> tuple[Scheme, tuple[str, ...]] | None:
+def stored_scheme(
+    config: Mapping[str, Any],
+) -> tuple[Scheme, tuple[str, ...] | None] | None:
     """Return the scheme of a checkpoint and the modules it leaves alone; None for a plain one.
 
-    Module names may be prefixes, globs, or regular expressions after "re:".
+    Modules are named in the notations of `memplan.models.skips`; None instead of a list means
+    that the default of transformers holds. Groups of layers in other schemes are in `parts`.
     Raises UnsupportedModelError for a method whose sizes follow from its files only, and
     BadModelError for numbers that make no sense.
     """
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(quantization, Mapping) or not quantization:
+    found = _section(config)
+    if found is None:
         return None
-    method = str(quantization.get("quant_method") or "").lower().replace("_", "-")
+    method = str(found.get("quant_method") or "").lower().replace("_", "-")
+    if not method and ("quant_algo" in found or "config_groups" in found):
+        method = "modelopt"
     rule = _RULES.get(method)
     if rule is None:
         raise UnsupportedModelError(
             f"the sizes of {method or 'this'} checkpoints are only in their files",
             hint="name a folder with the safetensors files (headers suffice)",
         )
-    scheme = rule(quantization)
-    return None if scheme is None else (scheme, _skips(quantization))
+    scheme = rule({**found, "expert_dtype": found.get("expert_dtype", config.get("expert_dtype"))})
+    return None if scheme is None else (scheme, _skips(found, method))
 
 
-def _skips(quantization: Mapping[str, Any]) -> tuple[str, ...]:
-    names = ["lm_head"] if not quantization.get("lm_head") else []
-    for key in _SKIP_KEYS:
-        value = quantization.get(key)
-        if isinstance(value, list):
-            names += [item for item in value if isinstance(item, str)]
-    return tuple(names)
+def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the part about quantization, which composites may keep with their text model."""
+    for part in (config, text_config(config)):
+        for key in ("quantization_config", "compression_config"):
+            value = part.get(key)
+            if isinstance(value, Mapping) and value:
+                return value
+    return None
 
 
-def _fp8(quantization: Mapping[str, Any]) -> Scheme:
-    block = quantization.get("weight_block_size")
+def _skips(found: Mapping[str, Any], method: str) -> tuple[str, ...] | None:
+    if method == "fp8" and found.get("quantized_layers"):
+        return None  # the list is that of the second format, not of FP8
+    names = tuple(name for key in _SKIP_KEYS for name in words(found, key) or ())
+    if method in _DEFAULT_LIST:
+        return names if found.get("lm_head") else ("lm_head", *names)
+    if method in _CLOSED_LIST:
+        return names
+    return names or None
+
+
+_CLOSED_LIST = ("compressed-tensors", "modelopt", "modelopt-fp4")
+"""Methods whose list is complete, also when it is empty."""
+
+
+def _fp8(found: Mapping[str, Any]) -> Scheme | None:
+    """Fine-grained FP8; DeepSeek-V4 keeps its experts in FP4, modelopt names layers in NVFP4."""
+    block = found.get("weight_block_size")
+    static = found.get("activation_scheme") == "static"
+    scheme = replace(parse_scheme("fp8-tensor"), static=static)
     if isinstance(block, list) and block and isinstance(block[0], int) and block[0] > 0:
-        scale = 1 if quantization.get("scale_fmt") == "ue8m0" else 4
-        return replace(parse_scheme("fp8"), group=block[0], scale_bytes=scale)
-    return parse_scheme("fp8-tensor")
+        scale = 1 if found.get("scale_fmt") == "ue8m0" else 4
+        scheme = replace(parse_scheme("fp8"), group=block[0], scale_bytes=scale, static=static)
+    if found.get("quantized_layers"):
+        mixed = modelopt(found)
+        return None if mixed is None else replace(scheme, parts=mixed.parts)
+    if found.get("expert_dtype") == "fp4":
+        return replace(scheme, parts=((_EXPERTS, _mx("mxfp4")),))
+    return scheme
 
 
-def _fbgemm(quantization: Mapping[str, Any]) -> Scheme:
-    del quantization
-    return parse_scheme("fp8-channel")
+def _mx(name: str) -> Scheme:
+    return Scheme(name=name, family="mx-packed", bits=4, group=32, scale_bytes=1)
 
 
-def _integer(family: str, quantization: Mapping[str, Any]) -> Scheme:
-    bits = number(quantization, "bits", "w_bit", default=4)
-    group = quantization.get("group_size", quantization.get("q_group_size", 128))
-    if bits not in (2, 3, 4, 8) or not isinstance(group, int) or not -1 <= group < 2**20:
-        raise BadModelError(f"config.json: {family} of {bits!r} bits, group {group!r}")
+def _integer(family: str, found: Mapping[str, Any]) -> Scheme:
+    bits = number(found, "bits", "w_bit", default=4)
+    group = found.get("group_size", found.get("q_group_size", 128))
+    valid = isinstance(group, int) and -1 <= group < _MAX_GROUP
+    if bits not in (2, 3, 4, 8) or not valid:
+        raise BadModelError(
+            f"config.json: {family} of {bits!r} bits, group {group!r}",
+            hint="check the config file",
+        )
     suffix = f"-g{group}" if group > 0 else ""
-    return Scheme(
-        name=f"{family}-{bits}bit{suffix}",
-        family=family,
-        bits=bits,
-        group=max(group, 0),
-        symmetric=False,
-    )
+    name = f"{family}-{bits}bit{suffix}"
+    return Scheme(name=name, family=family, bits=bits, group=max(group, 0), symmetric=False)
 
 
-def _gptq(quantization: Mapping[str, Any]) -> Scheme:
-    return _integer("gptq", quantization)
-
-
-def _awq(quantization: Mapping[str, Any]) -> Scheme:
-    return _integer("awq", quantization)
-
-
-def _bitsandbytes(quantization: Mapping[str, Any]) -> Scheme:
-    if quantization.get("load_in_8bit") or quantization.get("_load_in_8bit"):
+def _bitsandbytes(found: Mapping[str, Any]) -> Scheme:
+    if found.get("load_in_8bit") or found.get("_load_in_8bit"):
         return parse_scheme("int8")
-    kind = "nf4" if quantization.get("bnb_4bit_quant_type") == "nf4" else "fp4"
-    double = "-dq" if quantization.get("bnb_4bit_use_double_quant") else ""
+    kind = "nf4" if found.get("bnb_4bit_quant_type") == "nf4" else "fp4"
+    double = "-dq" if found.get("bnb_4bit_use_double_quant") else ""
     return parse_scheme(kind + double)
 
 
-def _mxfp4(quantization: Mapping[str, Any]) -> Scheme:
-    del quantization
-    return parse_scheme("mxfp4")
+def _hqq(found: Mapping[str, Any]) -> Scheme:
+    inner = found.get("quant_config")
+    numbers = inner.get("weight_quant_params") if isinstance(inner, Mapping) else None
+    if not isinstance(numbers, Mapping) or "nbits" not in numbers:
+        raise UnsupportedModelError(
+            "the config does not say the bits of its HQQ layers",
+            hint="name a folder with the safetensors files (headers suffice)",
+        )
+    bits = number(numbers, "nbits")
+    group = number(numbers, "group_size", default=0)
+    if bits not in (1, 2, 3, 4, 8) or group >= _MAX_GROUP:
+        raise BadModelError(
+            f"config.json: HQQ of {bits} bits, group {group}", hint="check the config file"
+        )
+    return Scheme(name=f"hqq-{bits}bit-g{group}", family="hqq", bits=bits, group=group)
 
 
-def _modelopt(quantization: Mapping[str, Any]) -> Scheme | None:
-    algorithm = str(quantization.get("quant_algo") or "").upper()
-    if "NVFP4" in algorithm:
-        return parse_scheme("nvfp4")
-    if "FP8" in algorithm:
-        return parse_scheme("fp8-tensor")
-    return _compressed(quantization)
-
-
-def _compressed(quantization: Mapping[str, Any]) -> Scheme | None:
-    """Take the first group's weights; groups of one checkpoint differ in targets, not in bits."""
-    groups = quantization.get("config_groups")
-    group = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(weights, Mapping):
-        return None
-    bits = number(weights, "num_bits", default=8)
-    strategy = str(weights.get("strategy") or "")
-    size = weights.get("group_size")
-    size = size if isinstance(size, int) and size > 0 else 0
-    if weights.get("type") == "float":
-        if bits < _BYTE:
-            return parse_scheme("nvfp4" if size == 16 else "mxfp4")
-        if strategy == "block":
-            return replace(parse_scheme("fp8"), scale_bytes=2)
-        return parse_scheme("fp8-tensor" if strategy == "tensor" else "fp8-channel")
-    return Scheme(
-        name=f"w{bits}a16-g{size}" if size else f"w{bits}a16",
-        family="packed",
-        bits=bits,
-        group=size,
-        symmetric=bool(weights.get("symmetric", True)),
+def _torchao(found: Mapping[str, Any]) -> Scheme:
+    """Read the type's name out of its text or its nested JSON."""
+    text = re.sub(r"[^a-z0-9]", "", repr(found.get("quant_type")).lower())
+    if "int8weightonly" in text or "int8dynamicactivationint8weight" in text:
+        return parse_scheme("torchao-int8")
+    if "float8weightonly" in text or "float8dynamicactivationfloat8weight" in text:
+        return parse_scheme("torchao-float8")
+    if "int4weightonly" in text:
+        size = re.search(r"groupsize(\d{1,4})", text + repr(found.get("quant_type_kwargs")))
+        group = int(size[1]) if size and int(size[1]) > 0 else 128
+        return Scheme(name=f"torchao-int4-g{group}", family="torchao-int4", bits=4, group=group)
+    raise UnsupportedModelError(
+        "the sizes of this torchao type are only in its files",
+        hint="name a folder with the safetensors files (headers suffice)",
     )
 
 
-_RULES = {
+def _quanto(found: Mapping[str, Any]) -> Scheme:
+    weights = str(found.get("weights"))
+    if weights not in ("int8", "int4", "int2"):
+        raise UnsupportedModelError(
+            f"quanto weights {weights[:20]!r} have no known layout", hint="use int8, int4 or int2"
+        )
+    return parse_scheme(f"quanto-{weights}")
+
+
+def _named(name: str) -> Callable[[Mapping[str, Any]], Scheme | None]:
+    return lambda _: parse_scheme(name)
+
+
+_RULES: dict[str, Callable[[Mapping[str, Any]], Scheme | None]] = {
     "fp8": _fp8,
-    "fbgemm-fp8": _fbgemm,
-    "gptq": _gptq,
-    "awq": _awq,
+    "fbgemm-fp8": _named("fp8-channel"),
+    "gptq": lambda found: _integer("gptq", found),
+    "awq": lambda found: _integer("awq", found),
     "bitsandbytes": _bitsandbytes,
-    "mxfp4": _mxfp4,
-    "modelopt": _modelopt,
-    "modelopt-fp4": _modelopt,
-    "compressed-tensors": _compressed,
+    "mxfp4": _named("mxfp4"),
+    "modelopt": modelopt,
+    "modelopt-fp4": modelopt,
+    "compressed-tensors": compressed,
+    "hqq": _hqq,
+    "torchao": _torchao,
+    "quanto": _quanto,
+    "eetq": _named("eetq"),
+    "bitnet": _named("bitnet"),
 }

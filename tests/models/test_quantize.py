@@ -112,7 +112,7 @@ def test_planned_bytes_are_those_of_a_really_quantized_model(name, quant, tmp_pa
         ("torchao-int4-g128", 4.25),
         ("w4a16-g128", 4.12501),
         ("w8a16", 8.00391),
-        ("bitnet", 2.004),
+        ("bitnet", 2.0),
         ("exl3-4bpw", 4.0078),
     ],
 )
