@@ -21,7 +21,7 @@ from memplan.versions import installed_version
 
 __all__ = ["load_inventory", "save_inventory"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def _path(config: Mapping[str, Any], dtype: str | None) -> Path | None:

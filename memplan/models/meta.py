@@ -59,7 +59,11 @@ def build_inventory(
         if dtype is not None:
             config.dtype = getattr(torch, dtype)
         model = _build(torch, transformers, config, trust_remote_code=trust_remote_code)
-        return module_tensors(model), _plain(config.to_dict())
+        filled = _plain(config.to_dict())
+        built = getattr(model, "config", config)
+        # A decoder taken out of an encoder-decoder caches no encoder.
+        filled["is_encoder_decoder"] = bool(getattr(built, "is_encoder_decoder", False))
+        return module_tensors(model), filled
 
 
 def _refuse_unknown(config_path: Path, *, trust_remote_code: bool) -> None:
