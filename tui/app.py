@@ -16,6 +16,7 @@ from memplan_tui.themes import DEFAULT, THEMES
 from textual import work
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 
 from memplan.store.base import Reader
@@ -107,10 +108,12 @@ class MemplanApp(App[None]):
     def _show(self) -> None:
         try:
             screen = self.screen
-        except ScreenStackError:
-            return  # the answer came while the program was ending
-        if isinstance(screen, LiveScreen | CompareScreen) and screen.is_mounted:
-            screen.show(self.snapshot)
+            if isinstance(screen, LiveScreen | CompareScreen) and screen.is_mounted:
+                screen.show(self.snapshot)
+        except (ScreenStackError, NoMatches):
+            # The answer came while the program was ending: Textual takes the
+            # widgets of a screen away before the screen itself.
+            return
 
     def state_word(self, sampler: str) -> str:
         """Return what stands at the right end of the status line."""

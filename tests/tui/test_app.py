@@ -9,6 +9,7 @@ import pytest
 from factories import T0, make_device, make_phase, make_plan, make_run, make_sample
 from goldens import check_golden
 from memplan_tui.app import MemplanApp
+from memplan_tui.messages import Polled
 
 from memplan.store.writer import LocalWriter
 from memplan.units import GIB, MIB
@@ -230,6 +231,17 @@ async def test_gpus_have_a_line_each(tmp_path):
         text = await until(app, lambda text: "RTX 4090" in text)
         assert "6144.0 of 24576.0 MiB used (25 %)" in text
         assert "cuda:0" in text
+
+
+async def test_an_answer_that_comes_while_the_program_ends_is_let_go(database):
+    """Textual takes a screen's widgets away before the screen, and messages still come."""
+    app = app_on(database)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(app, lambda text: "r-1" in text)
+        for key in ("1", "2"):
+            await pilot.press(key)
+            await app.screen.query("*").remove()
+            app.on_polled(Polled(app.snapshot))
 
 
 async def test_a_window_can_be_made_smaller_and_larger(database):
