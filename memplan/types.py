@@ -231,7 +231,7 @@ class ModelSpec:
     source: ModelSource
     """Where the tensor list comes from."""
     path: str | None
-    """Folder or file it was read from."""
+    """Folder or file it was read from; "org/name@commit" on the Hub."""
     tensors: tuple[Tensor, ...]
     """Every parameter and buffer in definition (or file) order; tied ones name their owner."""
     layers: tuple[Layer, ...]
@@ -259,6 +259,8 @@ class ModelSpec:
     """Parameters that one token passes through (mixture of experts), if known."""
     experts_per_token: int | None = None
     """Routed experts that one token passes through (mixture of experts)."""
+    origin: str = ""
+    """Where the list of tensors comes from, in words."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 

@@ -41,7 +41,8 @@ ALLOWED = {
     **dict.fromkeys(sorted(BASE), BASE),
     "memplan.config": BASE | {"memplan.config"},
     **dict.fromkeys(sorted(PURE - BASE), PURE),
-    "memplan.models": PURE | {"memplan.models", "memplan.config"},
+    "memplan.hub": BASE | {"memplan.hub", "memplan.config"},
+    "memplan.models": PURE | {"memplan.models", "memplan.hub", "memplan.config"},
     "memplan.devices": PURE | {"memplan.devices", "memplan.config"},
     "memplan.validate": PURE | {"memplan.validate", "memplan.models"},
     "memplan.measure": STORE | {"memplan.measure"},
@@ -59,11 +60,12 @@ FOREIGN = {
     "memplan.cli": {"click"},
     "memplan.config": {"platformdirs"},
     "memplan.devices": {"psutil", "pynvml", "torch", "transformers"},
+    "memplan.hub": {"huggingface_hub"},
     "memplan.models": {"torch", "transformers", "accelerate", "safetensors"},
     "memplan.measure": {"torch", "transformers", "accelerate"},
     "memplan.demo": {"torch", "transformers"},
 }
-INSIDE_FUNCTIONS = {"torch", "transformers", "accelerate", "safetensors"}
+INSIDE_FUNCTIONS = {"torch", "transformers", "accelerate", "safetensors", "huggingface_hub"}
 OURS = set(FOLDERS)
 
 

@@ -35,12 +35,18 @@ def emit(*, plan: str, target: str, output: Path, force: bool) -> None:
     """
     del target
     from memplan.emit.accelerate import files
-    from memplan.models.resolve import resolve
+    from memplan.models.load import load_model
 
     found = read_plan(plan)
     if found.model.path is None:
         raise UsageError("this plan does not say where its model is")
-    spec = resolve(found.model.path, dtype=found.workload.dtype, exact_modules=True)
+    work = found.workload
+    if work.quant != "none" or work.runtime != "transformers":
+        raise UsageError(
+            f"accelerate's files carry no --quant {work.quant} for {work.runtime}",
+            hint="plan again for --runtime transformers and without --quant",
+        )
+    spec = load_model(found.model.path, dtype=work.dtype, options={}, exact_modules=True)
     written = files(found, spec)
     output.mkdir(parents=True, exist_ok=True)
     for name in written:

@@ -27,10 +27,13 @@ def plan(
 ) -> int:
     """Tell what MODEL needs on given devices, whether it fits, and where every byte goes.
 
-    MODEL is a folder with config.json or safetensors files, a config.json, a .safetensors file or
-    a .safetensors.index.json. Weights are never read: headers suffice.
+    MODEL is a folder with config.json or safetensors files, a config.json, a .safetensors, .gguf
+    or .safetensors.index.json file, a name of the catalogue (llama-3.1-8b), a Hub id
+    (org/name[@revision][:Q4_K_M]), or package.module:function. Weights are never read: headers
+    suffice, and those of the Hub are kept for offline use.
 
     \b
+    memplan plan llama-3.1-8b --device rtx4090
     memplan plan ./llama --device 24GiB
     memplan plan ./llama --device 24GiB --device 24GiB --context 32768
     memplan plan ./llama --task train --seq 2048 --checkpointing full --device 80GiB

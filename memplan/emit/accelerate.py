@@ -37,6 +37,7 @@ def load(**options):
     cls = getattr(transformers, plan["architecture"])
     return cls.from_pretrained(
         plan["model"],
+        revision=plan["revision"],
         dtype=getattr(torch, plan["dtype"]),
         attn_implementation=plan["attn_implementation"],
         device_map=plan["device_map"],
@@ -78,9 +79,13 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
         )
     if plan.model.path is None or plan.model.architecture is None:
         raise UsageError("the plan does not say which model class and folder to load")
+    model, revision = plan.model.path, "main"
+    if plan.model.source == "hub":
+        model, _, revision = plan.model.path.partition("@")
     settings = {
         "memplan": {"plan": plan.id, "version": memplan.__version__},
-        "model": plan.model.path,
+        "model": model,
+        "revision": revision,
         "architecture": plan.model.architecture,
         "dtype": plan.workload.dtype,
         "attn_implementation": _ATTENTION[plan.workload.attention],

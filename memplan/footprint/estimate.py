@@ -13,11 +13,6 @@ from memplan.units import MIB
 
 __all__ = ["estimate"]
 
-_ORIGIN = {
-    "safetensors": "safetensors headers",
-    "config": "config.json, built on the meta device",
-}
-
 
 def estimate(
     spec: ModelSpec,
@@ -52,8 +47,8 @@ def estimate(
 
 
 def _weights(spec: ModelSpec) -> Line:
-    source = _ORIGIN.get(spec.source, spec.source)
-    return exact_line("weights", spec.weight_bytes, f"{source}, {spec.dtype}")
+    origin = spec.origin or spec.source
+    return exact_line("weights", spec.weight_bytes, f"{origin}, {spec.dtype}")
 
 
 def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:

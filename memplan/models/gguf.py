@@ -107,7 +107,9 @@ def read_local(path: Path) -> GgufModel:
         return read_files(files)
 
 
-def gguf_spec(model: GgufModel, *, name: str, path: str, source: ModelSource) -> ModelSpec:
+def gguf_spec(
+    model: GgufModel, *, name: str, path: str, source: ModelSource, origin: str = ""
+) -> ModelSpec:
     """Put a model together.
 
     Args:
@@ -115,6 +117,7 @@ def gguf_spec(model: GgufModel, *, name: str, path: str, source: ModelSource) ->
         name: for people.
         path: where it was read.
         source: "gguf" or "hub".
+        origin: where it was read, in words.
 
     Raises BadModelError for metadata that makes no sense.
     """
@@ -129,6 +132,7 @@ def gguf_spec(model: GgufModel, *, name: str, path: str, source: ModelSource) ->
         model_type=model.architecture or None,
         source=source,
         path=path,
+        origin=origin,
         tensors=model.tensors,
         layers=facts.layers if facts else (),
         dtype=kind,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memplan.errors import UsageError
+from memplan.errors import MissingDependencyError, UsageError
+from memplan.hub.names import HubName, parse_name
+from memplan.hub.ranges import HubRefusedError, HubUnreachableError
 from memplan.models.catalog import find_model
 from memplan.models.ggml_quant import is_mix, to_ggml
+from memplan.models.hub_model import hub_spec
 from memplan.models.module import is_callable_name, module_spec
 from memplan.models.resolve import resolve
 from memplan.types import ModelSpec
@@ -28,7 +32,7 @@ def load_model(
 
     Args:
         argument: see `memplan.models.resolve`; where no such file is, a name of the
-            catalogue or "module.path:callable".
+            catalogue, "module.path:callable", or a Hub id (`memplan.hub.names`).
         dtype: torch's name of the dtype that plain weights are loaded in; None = the model's.
         options: names and values of the command line; "quant" and "runtime" count here.
         exact_modules: build the model where a file's names might not be those of its modules.
@@ -37,8 +41,7 @@ def load_model(
     Raises what `resolve` raises, and UsageError for a quantization that does not exist or does
     not go with the runtime.
     """
-    spec = None if Path(argument).expanduser().exists() else _named(argument, dtype)
-    spec = spec or resolve(
+    spec = _read(
         argument, dtype=dtype, exact_modules=exact_modules, trust_remote_code=trust_remote_code
     )
     quant = str(options.get("quant") or "none").lower()
@@ -69,11 +72,37 @@ def load_model(
     return quantize(spec, None, parse_scheme(quant))
 
 
-def _named(argument: str, dtype: str | None) -> ModelSpec | None:
-    """Return a model of the catalogue or of the user's code, or None."""
+def _read(argument: str, **options: Any) -> ModelSpec:
+    """Read a file or folder, the catalogue, the user's code or the Hub, whichever is meant."""
+    if Path(argument).expanduser().exists():
+        return resolve(argument, **options)
     if is_callable_name(argument):
-        return module_spec(argument, dtype=dtype)
-    return find_model(argument, dtype=dtype)
+        return module_spec(argument, dtype=options["dtype"])
+    name = parse_name(argument)
+    if name is None:
+        listed = find_model(argument, dtype=options["dtype"])
+        return listed or resolve(argument, **options)
+    try:
+        return hub_spec(name, **options)
+    except (HubUnreachableError, HubRefusedError, MissingDependencyError) as error:
+        listed = _listed(name, options["dtype"])
+        if listed is None and not isinstance(error, MissingDependencyError):
+            text = f"{error}; and there is no file or folder of that name here"
+            raise type(error)(text, hint=error.hint) from error
+        if listed is None:
+            raise
+        return replace(listed, origin=f"the catalogue's {listed.name}, since {error}")
+
+
+def _listed(name: HubName, dtype: str | None) -> ModelSpec | None:
+    """Return the catalogue's model of a Hub id, or of its last part where that is the same."""
+    org, _, short = name.repo.partition("/")
+    spec = find_model(name.repo, dtype=dtype)
+    if spec is not None or name.file is not None:
+        return spec
+    spec = find_model(short, dtype=dtype)
+    same = spec is not None and (spec.path is None or spec.path.partition("/")[0] == org)
+    return spec if same else None
 
 
 _FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f32"}

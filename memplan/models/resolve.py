@@ -10,8 +10,8 @@ config.json                   the same
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from memplan.models.stored import stored_scheme
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
 
-__all__ = ["resolve"]
+__all__ = ["Loader", "resolve", "weight_file"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -58,25 +58,16 @@ def resolve(
         return gguf_spec(read_local(file), name=file.stem, path=str(path), source="gguf")
     config_path, tensors = _read(path, argument)
     config = read_json(config_path) if config_path else None
-    loader = _Loader(path, config_path, trust_remote_code=trust_remote_code)
-    if tensors is None:
-        if config is None or config_path is None:
-            raise _not_found(argument)
-        packed = "bfloat16" if stored_scheme(config) else None
-        wanted = dtype or _config_dtype(config) or packed
-        built, filled = loader.inventory(config, wanted)
-        return _as_stored(loader.spec(filled, built, "config", exact=True), config)
-    tensors = _unpacked(tensors, config)
-    wanted = dtype or (_config_dtype(config) if config else None)
-    converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
-    if config is None:
-        return loader.spec(None, converted, "safetensors", exact=False)
-    found = load_inventory(config, wanted)
-    if found is None and exact_modules:
-        found = loader.inventory(config, wanted)
-    if found is not None and _same_weights(found[0], converted):
-        return loader.spec(found[1], found[0], "safetensors", exact=True)
-    return loader.spec(config, _with_tied_head(config, converted), "safetensors", exact=False)
+    if tensors is None and config is None:
+        raise _not_found(argument)
+    folder = path if path.is_dir() or path.name != "config.json" else path.parent
+    loader = Loader(
+        name=folder.resolve().name,
+        path=str(path),
+        config_path=(lambda: config_path) if config_path else None,
+        trust_remote_code=trust_remote_code,
+    )
+    return loader.load(config, tensors, dtype=dtype, exact_modules=exact_modules)
 
 
 def _as_stored(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
@@ -145,19 +136,30 @@ def _read(path: Path, argument: str) -> tuple[Path | None, tuple[Tensor, ...] | 
 
 
 def _read_folder(folder: Path) -> tuple[Tensor, ...] | None:
-    if (folder / _INDEX).exists():
-        return read_sharded(folder / _INDEX)
-    if (folder / _SINGLE).exists():
-        return read_safetensors(folder / _SINGLE)
-    others = sorted(folder.glob("*.safetensors.index.json"))
-    if others:
-        return read_sharded(others[0])
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return read_safetensors(files[0])
-    if files:
+    name = weight_file([file.name for file in folder.glob("*.safetensors*")], str(folder))
+    if name is None:
+        return None
+    return (
+        read_sharded(folder / name) if name.endswith(".json") else read_safetensors(folder / name)
+    )
+
+
+def weight_file(names: Iterable[str], where: str) -> str | None:
+    """Return which safetensors file or index of a folder is its model, None when it has none.
+
+    Raises BadModelError when there are several files and no index.
+    """
+    known = sorted(names)
+    singles = [name for name in known if name.endswith(".safetensors")]
+    indices = [name for name in known if name.endswith(".safetensors.index.json")]
+    for name in (_INDEX, _SINGLE, *indices):
+        if name in known:
+            return name
+    if len(singles) == 1:
+        return singles[0]
+    if singles:
         raise BadModelError(
-            f"{folder} has {len(files)} safetensors files and no index",
+            f"{where} has {len(singles)} safetensors files and no index",
             hint=f"download {_INDEX} too, or name one file",
         )
     return None
@@ -178,6 +180,10 @@ def _config_dtype(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+_ORIGINS = {
+    "safetensors": "safetensors headers",
+    "config": "config.json, built on the meta device",
+}
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -194,15 +200,58 @@ def _same_weights(built: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> bool:
     return want == sum(t.bytes for t in read)
 
 
-class _Loader:
-    """Turns tensors and a config into a ModelSpec."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """Turns a config and the tensors of a checkpoint into a ModelSpec."""
 
-    def __init__(self, path: Path, config_path: Path | None, *, trust_remote_code: bool) -> None:
-        self.path = path
-        self.config_path = config_path
-        self.trust_remote_code = trust_remote_code
-        parent = path if path.is_dir() or path.name != "config.json" else path.parent
-        self.name = parent.resolve().name
+    name: str
+    """For people."""
+    path: str
+    """Where it was read."""
+    config_path: Callable[[], Path] | None
+    """Gives the config on this disk, for transformers to build from, when that is needed."""
+    trust_remote_code: bool
+    """Run Python code from the config's folder."""
+    source: ModelSource | None = None
+    """Where it was read, when that is not told by what was read."""
+    origin: str = ""
+    """The same in words."""
+
+    def load(
+        self,
+        config: dict[str, Any] | None,
+        tensors: tuple[Tensor, ...] | None,
+        *,
+        dtype: str | None,
+        exact_modules: bool,
+    ) -> ModelSpec:
+        """Return the model; without tensors it is built from its config.
+
+        Args:
+            config: the parsed config.json, if there is one.
+            tensors: from the headers of the weights, if there are any.
+            dtype: torch's name of the dtype that the weights will be loaded in; None = the model's.
+            exact_modules: see `resolve`.
+
+        Raises what `resolve` raises.
+        """
+        if tensors is None:
+            assert config is not None
+            packed = "bfloat16" if stored_scheme(config) else None
+            wanted = dtype or _config_dtype(config) or packed
+            built, filled = self.inventory(config, wanted)
+            return _as_stored(self.spec(filled, built, "config", exact=True), config)
+        tensors = _unpacked(tensors, config)
+        wanted = dtype or (_config_dtype(config) if config else None)
+        converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
+        if config is None:
+            return self.spec(None, converted, "safetensors", exact=False)
+        found = load_inventory(config, wanted)
+        if found is None and exact_modules:
+            found = self.inventory(config, wanted)
+        if found is not None and _same_weights(found[0], converted):
+            return self.spec(found[1], found[0], "safetensors", exact=True)
+        return self.spec(config, _with_tied_head(config, converted), "safetensors", exact=False)
 
     def inventory(
         self, config: dict[str, Any], dtype: str | None
@@ -216,7 +265,7 @@ class _Loader:
         read_facts(config)
         assert self.config_path is not None
         tensors, filled = build_inventory(
-            self.config_path, dtype=dtype, trust_remote_code=self.trust_remote_code
+            self.config_path(), dtype=dtype, trust_remote_code=self.trust_remote_code
         )
         if not self.trust_remote_code:
             save_inventory(config, dtype, tensors, filled)
@@ -237,8 +286,9 @@ class _Loader:
             name=self.name,
             architecture=architecture(config or {}),
             model_type=_model_type(config),
-            source=source,
-            path=str(self.path),
+            source=self.source or source,
+            path=self.path,
+            origin=self.origin or _ORIGINS[source],
             tensors=tensors,
             layers=facts.layers if facts else (),
             dtype=dtype,

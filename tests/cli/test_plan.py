@@ -174,6 +174,15 @@ def test_a_saved_plan_is_found_again_and_emitted(tmp_path, capsys):
     assert run([*arguments, "--force"]) == 0
 
 
+def test_a_quantized_plan_is_not_emitted_as_a_plain_one(tmp_path, capsys):
+    """Accelerate's files carry no quantization: loading by them would take four times as much."""
+    folder = str(write_llama(tmp_path / "tiny", TINY))
+    assert run(["plan", folder, *HARDWARE, "--quant", "nf4", "--save", "--quiet"]) == 0
+    assert run(["emit", "last", "--to", "accelerate", "--output", str(tmp_path / "out")]) == 2
+    assert "carry no --quant nf4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_plan_that_is_not_there_is_one_clear_line(capsys):
     """No database yet, no such file."""
     assert run(["emit", "last", "--to", "accelerate"]) == 2

@@ -93,6 +93,15 @@ def test_the_written_loader_loads(tmp_path):
     assert set(model.hf_device_map.values()) == {"cpu", "disk"}
 
 
+def test_a_model_of_the_hub_is_loaded_at_the_commit_that_was_planned(tmp_path):
+    """Its id and its revision are two arguments of from_pretrained."""
+    spec = resolve(str(save_tiny(tmp_path / "model", "llama")), exact_modules=True)
+    plan = half_on_disk(spec)
+    model = replace(plan.model, source="hub", path="acme/tiny@" + "c" * 40)
+    settings = json.loads(files(replace(plan, model=model), spec)["accelerate.json"])
+    assert (settings["model"], settings["revision"]) == ("acme/tiny", "c" * 40)
+
+
 def test_a_map_that_misses_a_parameter_is_refused(tmp_path):
     """Accelerate would take it and fail late."""
     folder = save_tiny(tmp_path / "model", "llama")
