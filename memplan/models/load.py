@@ -91,7 +91,8 @@ def _read(argument: str, **options: Any) -> ModelSpec:
             raise type(error)(text, hint=error.hint) from error
         if listed is None:
             raise
-        return replace(listed, origin=f"the catalogue's {listed.name}, since {error}")
+        why = "refuses it" if isinstance(error, HubRefusedError) else "cannot be reached"
+        return replace(listed, origin=f"catalogue's {listed.name}, since the Hub {why}")
 
 
 def _listed(name: HubName, dtype: str | None) -> ModelSpec | None:

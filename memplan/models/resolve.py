@@ -168,7 +168,8 @@ def weight_file(names: Iterable[str], where: str) -> str | None:
 def _not_found(argument: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"no model at {argument!r}",
-        hint="name a folder with config.json, a config.json, a .gguf or a .safetensors file",
+        hint="name a folder, a config.json, a .gguf or .safetensors file, a model of the "
+        "catalogue, or a Hub id org/name",
     )
 
 
