@@ -88,6 +88,11 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="infer: of the cache: bf16, fp8, int4 (transformers, vllm), q8_0 ... (llama.cpp).",
     ),
     click.option(
+        "--cache",
+        type=click.Choice(["dynamic", "static", "offloaded", "offloaded-static"]),
+        help="infer, transformers: how the cache is kept. Default: dynamic.",
+    ),
+    click.option(
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
     ),
     click.option(
@@ -157,6 +162,7 @@ _WORK = (
     "batch",
     "prefill_chunk",
     "kv_dtype",
+    "cache",
     "attention",
     "logits",
     "method",
