@@ -124,6 +124,8 @@ def cache_dtype(name: str, engine: str) -> str:
     if engine == "llama.cpp":
         back = {long: short for short, long in _CACHE_NAMES.items() if short != "auto"}
         return back.get(plain, plain)
+    if engine == "exllama":
+        return "float16" if plain in ("fp16", "f16", "auto") else plain
     plain = _CACHE_NAMES.get(plain, plain)
     if plain.startswith("fp8"):
         return "float8_e5m2" if "e5m2" in plain else "float8_e4m3fn"
@@ -174,7 +176,8 @@ def _refuse_foreign(given: Mapping[str, Any], task: str) -> None:
 def _defaults(task: str, spec: ModelSpec, engine: str) -> dict[str, Any]:
     tokens = min(DEFAULT_TOKENS, spec.max_context or DEFAULT_TOKENS)
     if task == "infer":
-        kv_dtype = "f16" if engine == "llama.cpp" else compute_dtype(spec)
+        fixed = {"llama.cpp": "f16", "exllama": "float16"}
+        kv_dtype = fixed.get(engine) or compute_dtype(spec)
         own = {"logits": "last", "cache": "dynamic"} if engine == "transformers" else {}
         return {"context": tokens, "kv_dtype": kv_dtype, **own}
     precision = "fp32" if spec.dtype == "float32" else "bf16"

@@ -44,8 +44,8 @@ _FLOAT32_STATES = (
     *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     *("kimi_linear", "nemotron_h"),
 )
-"""Families whose recurrent states stay in float32: by mamba_ssm_dtype in their config.json, or (KDA)
-always. All others follow mamba_ssm_cache_dtype "auto", the model's dtype (mamba_utils.py)."""
+"""Families whose recurrent states stay in float32: by mamba_ssm_dtype in their config.json, or
+(KDA) always. All others follow mamba_ssm_cache_dtype "auto": the model's dtype (mamba_utils.py)."""
 
 _NO_CACHE = ("shared_kv", "encoder_only", "none", "state")
 _LATENT = ("mla", "sliding_mla")
@@ -123,8 +123,8 @@ def _kv_bytes(layer: Layer, workload: Workload, block: int) -> int:
     """Return the pages of one layer for all sequences.
 
     Sliding: ceil(min(W - 1 + in flight, S) / block) + 1 pages; chunked: ceil(min(chunk + in
-    flight, S) / block); others ceil(S / block), and never more than those. In flight: two batches of
-    max_num_batched_tokens, as scheduling is asynchronous (pp + 1; issue 54703).
+    flight, S) / block); others ceil(S / block), and never more than those. In flight: two batches
+    of max_num_batched_tokens, as scheduling is asynchronous (pp + 1; issue 54703).
     """
     if layer.kind in _NO_CACHE:
         return 0
