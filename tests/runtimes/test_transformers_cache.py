@@ -20,6 +20,9 @@ from memplan.runtimes import transformers_cache as rules
 from memplan.types import Device, Layer, Workload
 from memplan.units import GIB, MIB
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+"""HQQ and quanto, where they are installed, use what torch is about to drop."""
+
 COMMON = {
     "vocab_size": 64,
     "hidden_size": 64,
@@ -177,7 +180,6 @@ MODULES = {"hqq": "hqq", "quanto": "optimum.quanto", "fp8": "torch"}
 
 
 @pytest.mark.models
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("backend", "name"), BACKENDS)
 @pytest.mark.parametrize("kind", ["llama", "falcon", "deepseek_v3"])
 @pytest.mark.parametrize(("prompt", "generated", "batch"), [(96, 0, 1), (96, 27, 2), (128, 128, 1)])
@@ -346,6 +348,15 @@ def test_the_host_pays_for_what_is_offloaded(llama, gpus):
     assert books["cpu"].parts["kv_cache"] == 2 * GIB
     for card in cards:
         assert books[card.name].parts["kv_cache"] == 128 * MIB
+
+
+def test_the_head_line_names_the_cache(llama):
+    """Unless it is the usual one."""
+    from memplan.report import plan_text
+
+    for cache, shown in (("dynamic", False), ("static", True)):
+        plan = make_plan(llama, complete({"context": 64, "cache": cache}, llama), [GPU, HOST])
+        assert (f"{cache} cache" in plan_text(plan)) == shown
 
 
 @pytest.mark.parametrize(("devices", "message"), [([HOST], "the host computes"), ([GPU], "none")])
