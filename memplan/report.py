@@ -100,6 +100,8 @@ def _settings(plan: Plan) -> Iterable[str]:
         yield f"context {work.context}"
         if work.kv_dtype != work.dtype:
             yield f"{work.kv_dtype} cache"
+        if work.cache not in (None, "dynamic"):
+            yield f"{work.cache} cache"
     else:
         yield f"{work.method}, {work.optimizer}, {work.precision}"
         yield f"sequence {work.seq}"

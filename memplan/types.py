@@ -381,6 +381,9 @@ class Workload:
     """Prompt tokens per sequence in one forward pass (infer); None = the whole context."""
     kv_dtype: str | None = None
     """dtype of the cache (infer)."""
+    cache: str | None = None
+    """How transformers keeps its cache (infer): "dynamic", "static", "offloaded" (all but two
+    layers in host memory) or "offloaded-static"."""
     attention: str = "sdpa"
     """Attention implementation."""
     logits: str | None = None

@@ -66,7 +66,7 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--task", type=click.Choice(["infer", "train"]), help="Default: infer."),
     click.option(
         "--runtime",
-        type=click.Choice(["transformers", "vllm", "llama.cpp"]),
+        type=click.Choice(["transformers", "vllm", "llama.cpp", "exllama"]),
         help="Default: llama.cpp for GGUF, else transformers.",
     ),
     click.option("--dtype", help="Load the weights as bf16, fp16 or fp32. Default: the model's."),
@@ -85,7 +85,13 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--kv-dtype",
         metavar="TYPE",
-        help="infer: of the cache: bf16, fp8, int4 (transformers, vllm), q8_0 ... (llama.cpp).",
+        help="infer: of the cache: bf16, fp8, int4 (transformers, vllm), q8_0 ... (llama.cpp), q6, "
+        "k8v4 ... (exllama).",
+    ),
+    click.option(
+        "--cache",
+        type=click.Choice(["dynamic", "static", "offloaded", "offloaded-static"]),
+        help="infer, transformers: how the cache is kept. Default: dynamic.",
     ),
     click.option(
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
@@ -157,6 +163,7 @@ _WORK = (
     "batch",
     "prefill_chunk",
     "kv_dtype",
+    "cache",
     "attention",
     "logits",
     "method",

@@ -28,7 +28,7 @@ _TRAIN_ONLY = (
     "precision",
     "loss",
 )
-_INFER_ONLY = ("context", "prefill_chunk", "kv_dtype", "logits")
+_INFER_ONLY = ("context", "prefill_chunk", "kv_dtype", "cache", "logits")
 
 
 def weight_dtype(options: Mapping[str, Any]) -> str | None:
@@ -83,6 +83,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     values |= {name: value for name, value in given.items() if name != "dtype"}
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
+    _check_cache(values)
     known = {field.name for field in fields(Workload)}
     workload = Workload(**{name: value for name, value in values.items() if name in known})
     assumed = tuple(
@@ -92,6 +93,23 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         and getattr(workload, field.name) is not None
     )
     return Workload(**{**values, "assumed": assumed})
+
+
+def _check_cache(values: Mapping[str, Any]) -> None:
+    """Refuse a cache that the engine does not have, or not in this type."""
+    cache, name = values.get("cache"), str(values["kv_dtype"])
+    if cache is None:
+        return
+    if values["runtime"] != "transformers":
+        raise UsageError(
+            f"--cache belongs to transformers; {values['runtime']} has one kind of cache",
+            hint="leave --cache out, or add --runtime transformers",
+        )
+    if cache != "dynamic" and (name in _QUANTISED_CACHES or name.startswith("float8")):
+        raise UsageError(
+            f"transformers has no {cache} cache in {name}: a quantized cache is a kind of its own",
+            hint="leave out --cache or --kv-dtype",
+        )
 
 
 _CACHE_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "auto": "bfloat16"}
@@ -106,6 +124,8 @@ def cache_dtype(name: str, engine: str) -> str:
     if engine == "llama.cpp":
         back = {long: short for short, long in _CACHE_NAMES.items() if short != "auto"}
         return back.get(plain, plain)
+    if engine == "exllama":
+        return "float16" if plain in ("fp16", "f16", "auto") else plain
     plain = _CACHE_NAMES.get(plain, plain)
     if plain.startswith("fp8"):
         return "float8_e5m2" if "e5m2" in plain else "float8_e4m3fn"
@@ -156,9 +176,10 @@ def _refuse_foreign(given: Mapping[str, Any], task: str) -> None:
 def _defaults(task: str, spec: ModelSpec, engine: str) -> dict[str, Any]:
     tokens = min(DEFAULT_TOKENS, spec.max_context or DEFAULT_TOKENS)
     if task == "infer":
-        kv_dtype = "f16" if engine == "llama.cpp" else compute_dtype(spec)
-        logits = {"logits": "last"} if engine == "transformers" else {}
-        return {"context": tokens, "kv_dtype": kv_dtype, **logits}
+        fixed = {"llama.cpp": "f16", "exllama": "float16"}
+        kv_dtype = fixed.get(engine) or compute_dtype(spec)
+        own = {"logits": "last", "cache": "dynamic"} if engine == "transformers" else {}
+        return {"context": tokens, "kv_dtype": kv_dtype, **own}
     precision = "fp32" if spec.dtype == "float32" else "bf16"
     return {
         # A float16 file is trained in bfloat16 unless a precision is named: the same bytes.

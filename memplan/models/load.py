@@ -69,7 +69,12 @@ def load_model(
     from memplan.formats.quantized import parse_scheme
     from memplan.models.quantize import quantize
 
-    return quantize(spec, None, parse_scheme(quant))
+    scheme = parse_scheme(quant)
+    if engine == "exllama" and scheme.family != "exl3":
+        raise UsageError(
+            f"exllama has no quantization {quant!r}", hint="such as exl3-4bpw or exl3-3.5bpw"
+        )
+    return quantize(spec, None, scheme)
 
 
 def _read(argument: str, **options: Any) -> ModelSpec:

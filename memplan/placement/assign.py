@@ -47,7 +47,37 @@ def assign(
             )
         layers = _Several(spec, workload, footprint, units)
         return layers.assignment(computing, slow)
-    return _one(workload, footprint, units, computing[0], slow)
+    hosted = _hosted(spec, workload, computing[0], slow)
+    return _one(workload, footprint, units, computing[0], slow, hosted=hosted)
+
+
+def _hosted(
+    spec: ModelSpec, workload: Workload, main: Device, slow: Sequence[Device]
+) -> tuple[Line, ...]:
+    """Return what an offloaded cache keeps in host memory while a GPU computes."""
+    lines = _offloaded(spec, workload)
+    if lines is None:
+        return ()
+    if main.kind != "gpu":
+        raise UsageError(
+            "an offloaded cache lies in host memory, and here the host computes",
+            hint="leave --cache out, or add a GPU by --device",
+        )
+    if not any(device.kind == "cpu" for device in slow):
+        raise UsageError(
+            "an offloaded cache needs host memory, and there is none",
+            hint="give --host-memory, or leave --cache out",
+        )
+    return (lines[1],)
+
+
+def _offloaded(spec: ModelSpec, workload: Workload) -> tuple[Line, Line] | None:
+    """Return an offloaded cache's lines on the device and in host memory."""
+    rule = getattr(runtime(workload.runtime), "offloaded_lines", None)
+    if rule is None or workload.task == "train":
+        return None
+    lines: tuple[Line, Line] | None = rule(spec, workload)
+    return lines
 
 
 def _one(
@@ -56,6 +86,8 @@ def _one(
     units: Sequence[Unit],
     main: Device,
     slow: Sequence[Device],
+    *,
+    hosted: Sequence[Line],
 ) -> Assignment:
     fixed = tuple(line for line in footprint.lines if line.part != "weights")
     everything = Fill(frozenset(unit.position for unit in units), 0)
@@ -68,7 +100,7 @@ def _one(
     resident = [unit for unit in units if unit.position in fill.resident]
     streamed = [unit for unit in units if unit.position not in fill.resident]
     lines = [_weights(footprint, resident), *fixed, *_reload(fill.reload_bytes)]
-    where, slow_lines, held = spill(streamed, slow, gpu=main.kind == "gpu")
+    where, slow_lines, held = spill(streamed, slow, gpu=main.kind == "gpu", hosted=hosted)
     where |= {unit.position: main.name for unit in resident}
     return Assignment(
         where=where,
@@ -125,7 +157,8 @@ class _Several:
         footprint: Footprint,
         units: Sequence[Unit],
     ) -> None:
-        self._footprint = footprint
+        self._spec, self._workload = spec, workload
+        self._hosted: tuple[Line, ...] = ()
         self._gpus: Sequence[Device] = ()
         self._slow: Sequence[Device] = ()
         engine = runtime(workload.runtime)
@@ -135,10 +168,14 @@ class _Several:
         outside = sum(size for i, size in enumerate(cache) if i not in layered)
         self._first_cache = outside
         kept = ("activations", "overhead", "buffers")
-        self._fixed = tuple(line for line in footprint.lines if line.part in kept)
+        moving = (_offloaded(spec, workload) or ())[:1]
+        fixed = tuple(line for line in footprint.lines if line.part in kept)
+        self._fixed = (*moving, *fixed)
+        self._scaled = tuple(x for x in footprint.lines if x not in self._fixed)
 
     def assignment(self, gpus: Sequence[Device], slow: Sequence[Device]) -> Assignment:
         self._gpus, self._slow = gpus, slow
+        self._hosted = _hosted(self._spec, self._workload, gpus[0], slow)
         last = [i for i, block in enumerate(self._blocks) if block.units[0].layer is not None]
         for count in range(len(last) + 1 if self._slow else 1):
             streamed = set(last[len(last) - count :])
@@ -181,17 +218,18 @@ class _Several:
             for i, gpu in enumerate(self._gpus)
         }
         units = [unit for block in away for unit in block.units]
-        elsewhere, slow_lines, held = spill(units, self._slow, gpu=True)
+        elsewhere, slow_lines, held = spill(units, self._slow, gpu=True, hosted=self._hosted)
         where |= elsewhere
         lines |= slow_lines
         return Assignment(where=where, lines=lines, offloaded=held, policy=self._policy(held))
 
     def _lines(self, weights: int, cache: int, reload: int) -> tuple[Line, ...]:
-        shares = {"weights": weights, "kv_cache": cache}
+        caches = [line for line in self._scaled if line.part in ("kv_cache", "state_cache")]
+        first = [line for line in self._scaled if line.part == "weights"] + caches[:1]
         scaled = [
             replace(line, bytes=size, low_bytes=size, high_bytes=size)
-            for line in self._footprint.lines
-            if (size := shares.get(line.part))
+            for line, size in zip(first, (weights, cache), strict=False)
+            if size
         ]
         return (*scaled, *self._fixed, *_reload(reload))
 

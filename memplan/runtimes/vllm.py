@@ -40,6 +40,13 @@ LARGEST_BATCH = 1024
 _SORT_BYTES = 20
 """float32 logits, probabilities and sorted copies, and int64 positions, of one logit."""
 
+_FLOAT32_STATES = (
+    *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+    *("kimi_linear", "nemotron_h"),
+)
+"""Families whose recurrent states stay in float32: by mamba_ssm_dtype in their config.json, or
+(KDA) always. All others follow mamba_ssm_cache_dtype "auto": the model's dtype (mamba_utils.py)."""
+
 _NO_CACHE = ("shared_kv", "encoder_only", "none", "state")
 _LATENT = ("mla", "sliding_mla")
 _INDEX_BYTES = 132
@@ -60,7 +67,7 @@ def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
     """
     block = block_tokens(spec, workload)
     grown = sum(_kv_bytes(layer, workload, block) for layer in spec.layers)
-    bare = sum(_state_bytes(layer, workload) for layer in spec.layers)
+    bare = sum(_state_bytes(spec, layer, workload) for layer in spec.layers)
     fixed = sum(_state_page(spec, layer, workload, block) for layer in spec.layers)
     lines = []
     if grown:
@@ -80,7 +87,7 @@ def layer_cache_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
 
 def block_tokens(spec: ModelSpec, workload: Workload) -> int:
     """Return the tokens in one page: 16, or more where a state must fit in one page."""
-    states = [_state_bytes(layer, workload) // workload.batch for layer in spec.layers]
+    states = [_state_bytes(spec, layer, workload) // workload.batch for layer in spec.layers]
     tokens = [_token_bytes(layer, workload) for layer in spec.layers if layer.kind != "state"]
     largest, least = max(states, default=0), min((t for t in tokens if t), default=0)
     if not largest or not least:
@@ -116,12 +123,13 @@ def _kv_bytes(layer: Layer, workload: Workload, block: int) -> int:
     """Return the pages of one layer for all sequences.
 
     Sliding: ceil(min(W - 1 + in flight, S) / block) + 1 pages; chunked: ceil(min(chunk + in
-    flight, S) / block); others ceil(S / block). In flight = one batch of tokens.
+    flight, S) / block); others ceil(S / block), and never more than those. In flight: two batches
+    of max_num_batched_tokens, as scheduling is asynchronous (pp + 1; issue 54703).
     """
     if layer.kind in _NO_CACHE:
         return 0
     tokens = workload.context or 0
-    flight = workload.prefill_chunk or BATCHED_TOKENS
+    flight = (workload.pp + 1) * (workload.prefill_chunk or BATCHED_TOKENS)
     blocks = -(-tokens // block)
     if layer.kind in ("sliding_attention", "sliding_mla") and layer.window:
         blocks = min(-(-min(layer.window - 1 + flight, tokens) // block) + 1, blocks)
@@ -138,8 +146,12 @@ def _kv_bytes(layer: Layer, workload: Workload, block: int) -> int:
     return workload.batch * size
 
 
-def _state_bytes(layer: Layer, workload: Workload) -> int:
-    """Return the states of one layer: d_conv - 1 inputs in the cache's dtype, SSM in float32."""
+def _state_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
+    """Return the states of one layer: d_conv - 1 inputs and the state, in the model's dtype.
+
+    The state is in float32 for the families of `_FLOAT32_STATES`. Held against logged page sizes:
+    Qwen3-Next 1,097,728 B, Qwen3.5-0.8B 1,085,440 B, Qwen3.5-9B on two ranks 1,073,152 B.
+    """
     element = DTYPE_BITS[workload.dtype] // 8 if workload.dtype in DTYPE_BITS else 2
     size = 0
     for state in layer.states:
@@ -147,14 +159,15 @@ def _state_bytes(layer: Layer, workload: Workload) -> int:
         if state.kind == "conv":
             size += share * max(state.kernel - 1, 1) * element
         else:
-            size += share * (4 if state.kind == "recurrent" else element)
+            wide = state.kind == "recurrent" and spec.model_type in _FLOAT32_STATES
+            size += share * (4 if wide else element)
     return workload.batch * size
 
 
 def _state_page(spec: ModelSpec, layer: Layer, workload: Workload, block: int) -> int:
     if not layer.states:
         return 0
-    own = _state_bytes(layer, workload)
+    own = _state_bytes(spec, layer, workload)
     tokens = Counter(_token_bytes(x, workload) for x in spec.layers if x.kind not in _NO_CACHE)
     if not tokens:
         return own
