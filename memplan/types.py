@@ -535,6 +535,10 @@ class Device:
     """Product name for people."""
     uuid: str | None = None
     """Stable identity of a GPU."""
+    vendor: str | None = None
+    """Who makes a GPU, if known."""
+    compute: str | None = None
+    """Compute capability ("8.9") or gfx name of a GPU, if known."""
     source: str = ""
     """Where the numbers come from."""
     extra: Extra = field(default_factory=_no_extra)

@@ -193,6 +193,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
     from dataclasses import replace
 
     from memplan.devices.baseline import known_baseline
+    from memplan.devices.overhead import fixed_costs
     from memplan.devices.parse import parse_hardware
     from memplan.footprint.defaults import complete, weight_dtype
     from memplan.models.load import load_model
@@ -225,11 +226,18 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
         gpus=max(sum(device.kind == "gpu" for device in hardware.devices), 1),
         assumed=(*workload.assumed, *_assumed_hardware(options)),
     )
+    first = hardware.devices[0]
     return make_plan(
         spec,
         workload,
         hardware.devices,
         baseline=known_baseline(),
+        costs=fixed_costs(
+            vendor=first.vendor,
+            compute=first.compute,
+            runtime=workload.runtime,
+            gpus=workload.gpus,
+        ),
         created_ns=time.time_ns(),
     )
 

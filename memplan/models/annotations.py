@@ -40,7 +40,9 @@ _POSITIVE = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("vocab_size", "head_dim", "d_model", "n_embd", "n_head", "n_layer"),
 )
-_SIZE = re.compile(r"((?<!chunk)_size|_dim|_heads|_layers|_experts|_rank|_positions|_per_tok|_groups)$")
+_SIZE = re.compile(
+    r"((?<!chunk)_size|_dim|_heads|_layers|_experts|_rank|_positions|_per_tok|_groups)$"
+)
 _MULTIPLE = "is not a multiple of the number of attention"
 _NAMES = (
     ("hidden_act", "activations.py", "ACT2FN[config.hidden_act]"),
