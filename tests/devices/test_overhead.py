@@ -46,7 +46,7 @@ def test_every_engine_has_a_cost_on_every_gpu():
 
 
 def test_a_generation_has_its_own_context_and_workspace():
-    """A workspace of cuBLAS takes 32 MiB on Hopper and 8,519,680 B before (CublasHandlePool.cpp)."""
+    """The workspace of cuBLAS: 32 MiB on Hopper, 8,519,680 B before (CublasHandlePool.cpp)."""
     assert costs("h100-sxm")["cublas workspace"].bytes == 32 * MIB
     assert costs("rtx4090")["cublas workspace"].bytes == 8_519_680
     unknown = costs("24GiB")["cublas workspace"]
