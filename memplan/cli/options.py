@@ -97,6 +97,12 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
     ),
     click.option(
+        "--images", type=_COUNT, metavar="N", help="infer: pictures in each sequence (vision)."
+    ),
+    click.option(
+        "--image-size", metavar="WxH", help="infer: their pixels. Default: the model's own size."
+    ),
+    click.option(
         "--logits",
         type=click.Choice(["last", "full", "full-fp32"]),
         help="infer: of the last token, or of the whole prompt. Default: last.",
@@ -165,6 +171,8 @@ _WORK = (
     "kv_dtype",
     "cache",
     "attention",
+    "images",
+    "image_size",
     "logits",
     "method",
     "optimizer",

@@ -26,6 +26,7 @@ from memplan.models.numbers import architecture
 from memplan.models.packed import has_companions, logical
 from memplan.models.quantize import quantize
 from memplan.models.stored import stored_scheme
+from memplan.models.vision import read_vision
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
 
@@ -310,6 +311,7 @@ class Loader:
                 chosen=facts.experts_per_token if facts else None,
             ),
             experts_per_token=facts.experts_per_token if facts else None,
+            vision=read_vision(config) if config is not None else None,
         )
 
 
