@@ -446,10 +446,12 @@ class Workload:
     """Arithmetic and master weights: "bf16", "bf16-mixed", "fp16-mixed", "fp32" (train)."""
     loss: str | None = None
     """"full-logits": all logits at once (train)."""
+    lora_slots: int | None = None
+    """Adapters that are kept loaded (infer)."""
     lora_rank: int | None = None
-    """Rank of the adapters (train, lora)."""
+    """Rank of the adapters."""
     lora_targets: str | None = None
-    """Modules that get adapters (train, lora)."""
+    """Modules that get adapters, or "all-linear"."""
     gpus: int = 1
     """Devices that share the work."""
     nodes: int = 1

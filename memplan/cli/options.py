@@ -97,6 +97,15 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
     ),
     click.option(
+        "--lora-slots", type=_COUNT, metavar="N", help="infer: adapters that are kept loaded."
+    ),
+    click.option("--lora-rank", type=_COUNT, metavar="R", help="infer: their (largest) rank."),
+    click.option(
+        "--lora-targets",
+        metavar="NAMES",
+        help="infer: linears that get them, such as q_proj,v_proj. Default: all-linear.",
+    ),
+    click.option(
         "--images", type=_COUNT, metavar="N", help="infer: pictures in each sequence (vision)."
     ),
     click.option(
@@ -171,6 +180,9 @@ _WORK = (
     "kv_dtype",
     "cache",
     "attention",
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
     "images",
     "image_size",
     "logits",

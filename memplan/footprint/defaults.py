@@ -29,7 +29,18 @@ _TRAIN_ONLY = (
     "precision",
     "loss",
 )
-_INFER_ONLY = ("images", "image_size", "context", "prefill_chunk", "kv_dtype", "cache", "logits")
+_INFER_ONLY = (
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
+    "images",
+    "image_size",
+    "context",
+    "prefill_chunk",
+    "kv_dtype",
+    "cache",
+    "logits",
+)
 
 
 def weight_dtype(options: Mapping[str, Any]) -> str | None:
@@ -82,6 +93,8 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         **_defaults(task, spec, engine),
     }
     values |= {name: value for name, value in given.items() if name != "dtype"}
+    if values.get("lora_slots") is not None:
+        values["lora_targets"] = values.get("lora_targets") or "all-linear"
     if values.get("images") is not None or values.get("image_size") is not None:
         values["images"] = values.get("images") or 1
         values["image_size"] = image_size(spec, values.get("image_size"))
