@@ -44,7 +44,6 @@ __all__ = [
     "State",
     "Tensor",
     "Verdict",
-    "Vision",
     "Workload",
 ]
 
@@ -241,42 +240,6 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vision:
-    """How a model sees: what makes tokens of a picture, and the tower that computes them."""
-
-    kind: str
-    """Rule: "fixed", "anyres", "resized", "tiled", "rows", "split", "chunks" or "cross"."""
-    patch: int
-    """Pixels along a patch's side."""
-    hidden: int
-    """Width of the tower."""
-    intermediate: int
-    """Inner width of its feed-forward part."""
-    heads: int
-    """Its attention heads."""
-    layers: int
-    """Its layers."""
-    merge: int = 1
-    """Patches along each side that become one token."""
-    side: int = 0
-    """Pixels along a tile's side, or along the longest side that is kept."""
-    tile_tokens: int = 0
-    """Tokens of one tile."""
-    max_tiles: int = 1
-    """Most tiles of one picture (of "split": along its longest side)."""
-    extra_patches: int = 0
-    """Positions of a tile beside its patches (class token)."""
-    min_pixels: int = 0
-    """Least area that a picture is enlarged to."""
-    max_pixels: int = 0
-    """Largest area that a picture is shrunk to."""
-    canvases: tuple[tuple[int, int], ...] = ()
-    """(height, width) in pixels that a picture may be laid on."""
-    keeps_layers: bool = False
-    """The hidden states of all layers stay until the projector has run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """What is loaded: every tensor, and the facts that the formulas need."""
 
@@ -321,8 +284,6 @@ class ModelSpec:
     """Routed experts that one token passes through (mixture of experts)."""
     origin: str = ""
     """Where the list of tensors comes from, in words."""
-    vision: Vision | None = None
-    """How it sees, where it does and the rule is known."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
@@ -425,10 +386,6 @@ class Workload:
     layers in host memory) or "offloaded-static"."""
     attention: str = "sdpa"
     """Attention implementation."""
-    images: int | None = None
-    """Pictures in each sequence (infer); their tokens are part of the context."""
-    image_size: str | None = None
-    """Width and height of each picture in pixels, such as "1024x768"."""
     logits: str | None = None
     """Logits that a prompt's pass computes (infer): "last" token's, as generate does; "full" in
     the model's dtype; "full-fp32" with a float32 copy (transformers before 4.45)."""

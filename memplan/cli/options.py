@@ -106,12 +106,6 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="infer: linears that get them, such as q_proj,v_proj. Default: all-linear.",
     ),
     click.option(
-        "--images", type=_COUNT, metavar="N", help="infer: pictures in each sequence (vision)."
-    ),
-    click.option(
-        "--image-size", metavar="WxH", help="infer: their pixels. Default: the model's own size."
-    ),
-    click.option(
         "--logits",
         type=click.Choice(["last", "full", "full-fp32"]),
         help="infer: of the last token, or of the whole prompt. Default: last.",
@@ -183,8 +177,6 @@ _WORK = (
     "lora_slots",
     "lora_rank",
     "lora_targets",
-    "images",
-    "image_size",
     "logits",
     "method",
     "optimizer",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
@@ -30,16 +29,8 @@ _TRAIN_ONLY = (
     "loss",
 )
 _INFER_ONLY = (
-    "lora_slots",
-    "lora_rank",
-    "lora_targets",
-    "images",
-    "image_size",
-    "context",
-    "prefill_chunk",
-    "kv_dtype",
-    "cache",
-    "logits",
+    *("context", "prefill_chunk", "kv_dtype", "cache", "logits"),
+    *("lora_slots", "lora_rank", "lora_targets"),
 )
 
 
@@ -95,9 +86,6 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     values |= {name: value for name, value in given.items() if name != "dtype"}
     if values.get("lora_slots") is not None:
         values["lora_targets"] = values.get("lora_targets") or "all-linear"
-    if values.get("images") is not None or values.get("image_size") is not None:
-        values["images"] = values.get("images") or 1
-        values["image_size"] = image_size(spec, values.get("image_size"))
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)
@@ -128,26 +116,6 @@ def _check_cache(values: Mapping[str, Any]) -> None:
             hint="leave out --cache or --kv-dtype",
         )
 
-
-def image_size(spec: ModelSpec, text: str | None) -> str:
-    """Return a picture's size as "WxH": the given one, else the model's own.
-
-    Raises UsageError for a text that is no size, and for a model that sees nothing.
-    """
-    if spec.vision is None:
-        raise UsageError(
-            f"memplan knows no pictures for {spec.name}",
-            hint="name the folder or config.json of a vision-language model, or leave --images out",
-        )
-    own = spec.vision.side or _OWN_SIDE
-    match = re.fullmatch(r"(\d{1,6})\s*[xX]\s*(\d{1,6})", (text or f"{own}x{own}").strip())
-    if match is None:
-        raise UsageError(f"{text!r} is no size of a picture", hint="such as --image-size 1024x768")
-    return f"{match[1]}x{match[2]}"
-
-
-_OWN_SIDE = 1024
-"""Pixels of a picture's sides where a model takes any size and nobody says."""
 
 _CACHE_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "auto": "bfloat16"}
 

@@ -9,7 +9,6 @@ from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
 from memplan.footprint.overhead import Cost
-from memplan.footprint.pictures import with_pictures
 from memplan.runtimes import runtime, trainer
 from memplan.types import Footprint, Line, ModelSpec, Workload
 from memplan.units import MIB
@@ -45,7 +44,7 @@ def estimate(
     lines = [_weights(spec), *_buffers(spec, workload)]
     if workload.task == "infer":
         lines += engine.cache_lines(spec, workload)
-        lines.append(with_pictures(spec, workload, engine.activation_line(spec, workload)))
+        lines.append(engine.activation_line(spec, workload))
     else:
         lines += _training(spec, workload, kind)
     return Footprint(lines=(*lines, engine.overhead_line(kind, baseline, costs)))

@@ -26,7 +26,6 @@ from memplan.models.numbers import architecture
 from memplan.models.packed import has_companions, logical
 from memplan.models.quantize import quantize
 from memplan.models.stored import stored_scheme
-from memplan.models.vision import read_vision
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
 
@@ -311,7 +310,6 @@ class Loader:
                 chosen=facts.experts_per_token if facts else None,
             ),
             experts_per_token=facts.experts_per_token if facts else None,
-            vision=read_vision(config) if config is not None else None,
         )
 
 
