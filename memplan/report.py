@@ -98,6 +98,8 @@ def _settings(plan: Plan) -> Iterable[str]:
     yield f"{work.attention} attention"
     if work.task == "infer":
         yield f"context {work.context}"
+        if work.images:
+            yield f"{work.images} image(s) of {work.image_size}"
         if work.kv_dtype != work.dtype:
             yield f"{work.kv_dtype} cache"
         if work.cache not in (None, "dynamic"):

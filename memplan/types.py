@@ -44,6 +44,7 @@ __all__ = [
     "State",
     "Tensor",
     "Verdict",
+    "Vision",
     "Workload",
 ]
 
@@ -240,6 +241,56 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """The part of a model that sees: its tower's widths, and how an image becomes tokens."""
+
+    rule: str
+    """How an image is cut: "square" (resized to one square), "pixels" (Qwen-VL), "pinpoints"
+    (LLaVA-NeXT), "tiles" (InternVL), "longest" (Pixtral), "split" (Idefics3), "chunks" (Llama-4)
+    and "cross" (Mllama: no tokens, but keys and values of its own)."""
+    patch: int
+    """Pixels along one side of a patch."""
+    hidden: int
+    """Hidden size of the tower."""
+    intermediate: int
+    """Inner size of its feed-forward part."""
+    heads: int
+    """Its attention heads."""
+    layers: int
+    """Its layers."""
+    side: int = 0
+    """Pixels along one side of the tile that it takes; 0 = any size."""
+    merge: int = 1
+    """Patches along one side that become one token."""
+    tokens: int = 0
+    """Text tokens of one tile; 0 = by its patches."""
+    classes: int = 0
+    """Tokens of a tile in the tower that are no patch (CLS)."""
+    style: str = "plain"
+    """What a layer's peak is: "plain" (gelu), "quick" (quick_gelu), "rotary" (16-bit rotation),
+    "rotary32" (queries and keys rotated in float32), "quick32" and "gated32" (that, with
+    quick_gelu or a gated inner part).
+    """
+    kept: int = 0
+    """Hidden states that are kept until the tower ends."""
+    min_pixels: int = 0
+    """Fewest pixels after resizing ("pixels")."""
+    max_pixels: int = 0
+    """Most pixels after resizing ("pixels")."""
+    max_tiles: int = 1
+    """Most tiles of one image, its overview not counted."""
+    longest: int = 0
+    """Longest edge after resizing, pixels."""
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """Canvases as (height, width) ("pinpoints")."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes make sense."""
+        if self.patch < 1 or self.hidden < 1 or self.merge < 1 or self.max_tiles < 1:
+            raise ValueError(f"a tower needs patches and a width: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """What is loaded: every tensor, and the facts that the formulas need."""
 
@@ -284,6 +335,8 @@ class ModelSpec:
     """Routed experts that one token passes through (mixture of experts)."""
     origin: str = ""
     """Where the list of tensors comes from, in words."""
+    vision: Vision | None = None
+    """The tower that sees images; None = a text model, or one whose tower has no rule."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
@@ -379,6 +432,10 @@ class Workload:
     """Sequences at once."""
     prefill_chunk: int | None = None
     """Prompt tokens per sequence in one forward pass (infer); None = the whole context."""
+    images: int | None = None
+    """Images in each sequence (infer), part of its context; None and 0 = text only."""
+    image_size: str | None = None
+    """Width x height of each image in pixels, such as "1024x768" (infer)."""
     kv_dtype: str | None = None
     """dtype of the cache (infer)."""
     cache: str | None = None

@@ -43,10 +43,14 @@ class Bytes(click.ParamType[int]):
 
 
 class Count(click.ParamType[int]):
-    """A whole number from 1 up to what no machine will see."""
+    """A whole number from 1, or another least, up to what no machine will see."""
 
     name = "number"
     largest = 2**40
+
+    def __init__(self, *, least: int = 1) -> None:
+        """Set the least number that is taken."""
+        self.least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
@@ -54,8 +58,8 @@ class Count(click.ParamType[int]):
             number = int(value)
         except ValueError:
             self.fail(f"{value!r} is not a whole number", param, ctx)
-        if not 1 <= number <= self.largest:
-            self.fail(f"{number} is not between 1 and {self.largest}", param, ctx)
+        if not self.least <= number <= self.largest:
+            self.fail(f"{number} is not between {self.least} and {self.largest}", param, ctx)
         return number
 
 
@@ -77,6 +81,15 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     ),
     click.option(
         "--context", type=_COUNT, metavar="TOKENS", help="infer: tokens cached per sequence."
+    ),
+    click.option(
+        "--images",
+        type=Count(least=0),
+        metavar="N",
+        help="infer: images per sequence, part of its context. Default: 0.",
+    ),
+    click.option(
+        "--image-size", metavar="WxH", help="infer: of each image, pixels. Default: the family's."
     ),
     click.option("--batch", type=_COUNT, metavar="N", help="Sequences at once. Default: 1."),
     click.option(
@@ -169,6 +182,8 @@ _WORK = (
     "dtype",
     "quant",
     "context",
+    "images",
+    "image_size",
     "batch",
     "prefill_chunk",
     "kv_dtype",

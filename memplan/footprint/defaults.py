@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from memplan.errors import UsageError
+from memplan.footprint.vision import image_count, parse_size
 from memplan.types import ModelSpec, Workload
 from memplan.units import dtype_name
 
@@ -29,7 +30,7 @@ _TRAIN_ONLY = (
     "loss",
 )
 _INFER_ONLY = (
-    *("context", "prefill_chunk", "kv_dtype", "cache", "logits"),
+    *("context", "prefill_chunk", "kv_dtype", "cache", "logits", "images", "image_size"),
     *("lora_slots", "lora_rank", "lora_targets"),
 )
 
@@ -89,6 +90,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)
+    values |= _images(values, spec)
     known = {field.name for field in fields(Workload)}
     workload = Workload(**{name: value for name, value in values.items() if name in known})
     assumed = tuple(
@@ -98,6 +100,33 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         and getattr(workload, field.name) is not None
     )
     return Workload(**{**values, "assumed": assumed})
+
+
+def _images(values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """Return the size of the images, after a check that model and context take them."""
+    images, size = values.get("images"), values.get("image_size")
+    if not images:
+        if size is None:
+            return {}
+        raise UsageError("--image-size is that of no image", hint="add --images 1")
+    if spec.vision is None:
+        raise UsageError(
+            f"memplan knows no tower of {spec.name} that sees images",
+            hint="leave --images out; of a GGUF file, name the original model",
+        )
+    width, height = parse_size(size, spec.vision)
+    needed = images * image_count(spec.vision, width, height).tokens
+    if needed > values["context"]:
+        raise UsageError(
+            f"{images} image(s) of {width}x{height} take {needed} tokens, and the context has "
+            f"{values['context']}",
+            hint=f"--context {needed + _TEXT_TOKENS}, smaller images or fewer",
+        )
+    return {"image_size": f"{width}x{height}"}
+
+
+_TEXT_TOKENS = 512
+"""Tokens of text that the hint leaves room for."""
 
 
 def _check_cache(values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
 from memplan.footprint.overhead import Cost
+from memplan.footprint.tower import with_images
 from memplan.runtimes import runtime, trainer
 from memplan.types import Footprint, Line, ModelSpec, Workload
 from memplan.units import MIB
@@ -41,6 +42,7 @@ def estimate(
             hint="put its config.json beside the weights",
         )
     engine = runtime(workload.runtime)
+    spec = with_images(spec, workload)
     lines = [_weights(spec), *_buffers(spec, workload)]
     if workload.task == "infer":
         lines += engine.cache_lines(spec, workload)

@@ -26,12 +26,14 @@ from memplan.models.numbers import architecture
 from memplan.models.packed import has_companions, logical
 from memplan.models.quantize import quantize
 from memplan.models.stored import stored_scheme
+from memplan.models.vision import read_vision
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
 
 __all__ = ["Loader", "resolve", "weight_file"]
 
 _SINGLE = "model.safetensors"
+_PREPROCESSOR = "preprocessor_config.json"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -67,8 +69,15 @@ def resolve(
         path=str(path),
         config_path=(lambda: config_path) if config_path else None,
         trust_remote_code=trust_remote_code,
+        preprocessor=_beside(config_path, _PREPROCESSOR),
     )
     return loader.load(config, tensors, dtype=dtype, exact_modules=exact_modules)
+
+
+def _beside(config_path: Path | None, name: str) -> dict[str, Any] | None:
+    """Return a JSON file that lies beside the config, or None."""
+    path = config_path.parent / name if config_path else None
+    return read_json(path) if path and path.is_file() else None
 
 
 def _as_stored(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
@@ -218,6 +227,8 @@ class Loader:
     """Where it was read, when that is not told by what was read."""
     origin: str = ""
     """The same in words."""
+    preprocessor: Mapping[str, Any] | None = None
+    """The parsed preprocessor_config.json, if there is one."""
 
     def load(
         self,
@@ -310,6 +321,7 @@ class Loader:
                 chosen=facts.experts_per_token if facts else None,
             ),
             experts_per_token=facts.experts_per_token if facts else None,
+            vision=read_vision(config, self.preprocessor) if config is not None else None,
         )
 
 

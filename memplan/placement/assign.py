@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from memplan.errors import UsageError
 from memplan.footprint.lines import exact_line
+from memplan.footprint.tower import with_images
 from memplan.placement.loads import Assignment, budget, spill
 from memplan.placement.solve import Fill, fill_one, split_layers
 from memplan.placement.units import Unit
@@ -35,6 +36,7 @@ def assign(
 
     Raises UsageError for a set of devices that memplan cannot plan for.
     """
+    spec = with_images(spec, workload)
     gpus = [device for device in devices if device.kind == "gpu"]
     computing = gpus or [device for device in devices if device.kind == "cpu"]
     slow = [device for device in devices if device not in computing]

@@ -9,6 +9,7 @@ from typing import Any
 import memplan
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
+from memplan.footprint.tower import image_tokens
 from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
@@ -58,7 +59,7 @@ def make_plan(
     plan = replan(workload)
     if plan.verdict.fits:
         return plan
-    changes = tuple(_changes(plan, replan))
+    changes = tuple(_changes(spec, plan, replan))
     return replace(plan, verdict=replace(plan.verdict, changes=changes))
 
 
@@ -121,7 +122,7 @@ def _verdict(books: Sequence[Ledger], assignment: Assignment) -> Verdict:
 _Replan = Callable[[Workload], Plan]
 
 
-def _changes(plan: Plan, replan: _Replan) -> Iterable[Change]:
+def _changes(spec: ModelSpec, plan: Plan, replan: _Replan) -> Iterable[Change]:
     """Yield single changes that make the plan fit, each at the largest value that does."""
     work = plan.workload
 
@@ -131,7 +132,8 @@ def _changes(plan: Plan, replan: _Replan) -> Iterable[Change]:
 
     if work.task == "infer":
         assert work.context is not None
-        yield from _largest("context", work.context, 256, smaller, "a shorter context")
+        least = 256 + (image_tokens(spec.vision, work) if spec.vision else 0)
+        yield from _largest("context", work.context, least, smaller, "a shorter context")
         chunk = work.prefill_chunk or work.context
         yield from _largest("prefill_chunk", chunk, 256, smaller, "slower prefill, same answer")
     else:

@@ -14,6 +14,7 @@ from typing import Literal
 from memplan.errors import UnsupportedModelError, UsageError
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.overhead import Cost, cost_line
+from memplan.footprint.tower import max_with_tower
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import GIB, MIB
 
@@ -183,13 +184,14 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     if cache_bits(workload) != (16, 16):
         widest = max((_width(layer) for layer in spec.layers), default=0)
         unpacked = _pages(workload) * PAGE_TOKENS * 2 * widest * _HALF
-    return band_line(
+    text = band_line(
         "activations",
         size,
         low=int(0.4 * size),
         high=int(2.5 * size) + unpacked + 128 * MIB,
         source=f"chunk of {tokens} tokens, one matrix unpacked",
     )
+    return max_with_tower(spec, workload, text)
 
 
 def overhead_line(

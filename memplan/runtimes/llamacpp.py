@@ -193,13 +193,14 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     output = spec.vocab * _FLOAT * workload.batch
     total = compute + output
     flash = "off" if workload.attention == "eager" else "on"
+    unseen = "; the mmproj file and its buffers come on top" if workload.images else ""
     scale = 1.55 if flash == "off" else 1.25  # older builds do not soften scores in place
     return band_line(
         "activations",
         total,
         low=int(0.8 * total),
         high=int(scale * total) + _routed_bytes(spec, workload) + 32 * MIB,
-        source=f"compute buffer, micro-batch {_ubatch(workload)}, flash attention {flash}",
+        source=f"compute buffer, micro-batch {_ubatch(workload)}, flash attention {flash}{unseen}",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from memplan.footprint import activations as act
 from memplan.footprint.overhead import overhead_line
+from memplan.footprint.tower import IMAGE_LAYER, max_with_tower
 from memplan.runtimes.transformers_cache import (
     cache_lines,
     is_quantised,
@@ -53,7 +54,13 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     copies of all query heads that a padded batch makes, the largest tensor once more (it is alive
     twice while it is loaded), a quantized layer unpacked, and 128 MiB. Published peaks of
     generation from one token (Qwen2 speed benchmarks) are up to 0.6 GiB above weights and cache.
+
+    With images: the larger of that and the tower's peak (`memplan.footprint.tower`).
     """
+    return max_with_tower(spec, workload, _text_line(spec, workload))
+
+
+def _text_line(spec: ModelSpec, workload: Workload) -> Line:
     assert workload.context is not None
     element = DTYPE_BITS[workload.dtype] // 8
     length = min(workload.prefill_chunk or workload.context, workload.context)
@@ -105,6 +112,8 @@ def _moments(spec: ModelSpec, workload: Workload, length: int, element: int) -> 
 def _keys_seen(layer: Layer, workload: Workload, length: int) -> int:
     """Return the keys that the last pass of a prompt looks at: what is cached, and its own."""
     assert workload.context is not None
+    if layer.kind == IMAGE_LAYER:
+        return layer.cross_tokens or 0
     past = workload.context - length
     if layer.window and layer.kind in ("sliding_attention", "chunked_attention", "sliding_mla"):
         past = min(past, layer.window - 1)
@@ -123,6 +132,8 @@ def _mask_elements(layer: Layer, workload: Workload, length: int) -> int:
     if workload.attention != "sdpa" or layer.kind in ("state", "none") or length == 1:
         return 0
     keys = _keys_seen(layer, workload, length)
+    if layer.kind == IMAGE_LAYER:
+        return workload.batch * length * keys  # which image each token may see
     beyond = layer.window is not None and keys > layer.window
     return length * keys if beyond or keys > length else 0
 

@@ -12,6 +12,7 @@ from typing import Literal
 from memplan.errors import UnsupportedModelError
 from memplan.footprint import cache
 from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.tower import IMAGE_LAYER
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS
 
@@ -226,6 +227,8 @@ def layer_kv_bytes(layer: Layer, workload: Workload) -> int:
         last = min(workload.context - 1, RESIDUAL_TOKENS - 1)
         return quantised_bytes(layer, workload, kept=last)
     element = _element_bytes(workload)
+    if layer.kind == IMAGE_LAYER:
+        return _image_bytes(layer, workload, element)
     tokens = workload.context + layer.prefix
     size = _self_bytes(layer, workload, tokens, element)
     if _is_static(workload):
@@ -239,6 +242,13 @@ def layer_kv_bytes(layer: Layer, workload: Workload) -> int:
         size += workload.batch * kept * heads * element
         size += _COUNTER_BYTES if _is_static(workload) else 0
     return size
+
+
+def _image_bytes(layer: Layer, workload: Workload, element: int) -> int:
+    """Return B·Ti·n·(dk + dv)·b: keys and values of all tiles (MllamaTextCrossAttention)."""
+    counter = _COUNTER_BYTES if _is_static(workload) else 0
+    heads = layer.kv_heads * (layer.key_dim + layer.value_dim)
+    return workload.batch * (layer.cross_tokens or 0) * heads * element + counter
 
 
 def _index_bytes(layer: Layer, workload: Workload) -> int:

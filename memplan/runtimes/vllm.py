@@ -14,6 +14,7 @@ from typing import Literal
 from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.overhead import Cost, cost_line
+from memplan.footprint.tower import beside_tower
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS, GIB, MIB
 
@@ -182,8 +183,8 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     T·(3f + 4h)·b: gate and up together, their product, residual, normed and attention buffers; or
     the sampler's float32 logits of 256 sequences, three times. Band: 0.6 to 3 times, and at the
     upper end the sampler's sort of 1024 sequences (20 B a logit). Published peaks over the
-    estimate: 1.0 (Qwen2.5-1.5B), 1.4 (Llama-3-8B), 5 (gpt-oss-20b on an H100). Encoders of images
-    come on top and are not in it.
+    estimate: 1.0 (Qwen2.5-1.5B), 1.4 (Llama-3-8B), 5 (gpt-oss-20b on an H100). With images the
+    tower's peak comes on top (`memplan.footprint.tower`).
     """
     element = DTYPE_BITS[workload.dtype] // 8 if workload.dtype in DTYPE_BITS else 2
     tokens = workload.prefill_chunk or BATCHED_TOKENS
@@ -193,13 +194,14 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     layer = tokens * (3 * inner + 4 * spec.hidden) * element
     logits = 3 * min(PROFILED_SEQUENCES, tokens) * spec.vocab * 4 // workload.tp
     size = max(layer, logits)
-    return band_line(
+    text = band_line(
         "activations",
         size,
         low=int(0.6 * size),
         high=3 * size + LARGEST_BATCH * spec.vocab * _SORT_BYTES + 64 * MIB,
         source=f"profile run of {tokens} tokens",
     )
+    return beside_tower(spec, workload, text, batched=tokens)
 
 
 def overhead_line(
