@@ -460,10 +460,12 @@ class Workload:
     """Arithmetic and master weights: "bf16", "bf16-mixed", "fp16-mixed", "fp32" (train)."""
     loss: str | None = None
     """"full-logits": all logits at once (train)."""
+    lora_slots: int | None = None
+    """Adapters that are kept loaded (infer)."""
     lora_rank: int | None = None
-    """Rank of the adapters (train, lora)."""
+    """Rank of the adapters."""
     lora_targets: str | None = None
-    """Modules that get adapters (train, lora)."""
+    """Modules that get adapters, or "all-linear"."""
     gpus: int = 1
     """Devices that share the work."""
     nodes: int = 1
@@ -592,6 +594,10 @@ class Device:
     """Product name for people."""
     uuid: str | None = None
     """Stable identity of a GPU."""
+    vendor: str | None = None
+    """Who makes a GPU, if known."""
+    compute: str | None = None
+    """Compute capability ("8.9") or gfx name of a GPU, if known."""
     source: str = ""
     """Where the numbers come from."""
     extra: Extra = field(default_factory=_no_extra)

@@ -110,6 +110,15 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
     ),
     click.option(
+        "--lora-slots", type=_COUNT, metavar="N", help="infer: adapters that are kept loaded."
+    ),
+    click.option("--lora-rank", type=_COUNT, metavar="R", help="infer: their (largest) rank."),
+    click.option(
+        "--lora-targets",
+        metavar="NAMES",
+        help="infer: linears that get them, such as q_proj,v_proj. Default: all-linear.",
+    ),
+    click.option(
         "--logits",
         type=click.Choice(["last", "full", "full-fp32"]),
         help="infer: of the last token, or of the whole prompt. Default: last.",
@@ -180,6 +189,9 @@ _WORK = (
     "kv_dtype",
     "cache",
     "attention",
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
     "logits",
     "method",
     "optimizer",
@@ -208,6 +220,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
     from dataclasses import replace
 
     from memplan.devices.baseline import known_baseline
+    from memplan.devices.overhead import fixed_costs
     from memplan.devices.parse import parse_hardware
     from memplan.footprint.defaults import complete, weight_dtype
     from memplan.models.load import load_model
@@ -240,11 +253,18 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
         gpus=max(sum(device.kind == "gpu" for device in hardware.devices), 1),
         assumed=(*workload.assumed, *_assumed_hardware(options)),
     )
+    first = hardware.devices[0]
     return make_plan(
         spec,
         workload,
         hardware.devices,
         baseline=known_baseline(),
+        costs=fixed_costs(
+            vendor=first.vendor,
+            compute=first.compute,
+            runtime=workload.runtime,
+            gpus=workload.gpus,
+        ),
         created_ns=time.time_ns(),
     )
 

@@ -30,7 +30,16 @@ _TRAIN_ONLY = (
     "loss",
 )
 _INFER_ONLY = (
-    *("context", "prefill_chunk", "kv_dtype", "cache", "logits", "images", "image_size"),
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
+    "images",
+    "image_size",
+    "context",
+    "prefill_chunk",
+    "kv_dtype",
+    "cache",
+    "logits",
 )
 
 
@@ -84,6 +93,8 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         **_defaults(task, spec, engine),
     }
     values |= {name: value for name, value in given.items() if name != "dtype"}
+    if values.get("lora_slots") is not None:
+        values["lora_targets"] = values.get("lora_targets") or "all-linear"
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
+from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import with_images
 from memplan.runtimes import runtime, trainer
 from memplan.types import Footprint, Line, ModelSpec, Workload
@@ -21,6 +23,7 @@ def estimate(
     *,
     kind: Literal["gpu", "cpu"] = "gpu",
     baseline: int | None = None,
+    costs: Sequence[Cost] = (),
 ) -> Footprint:
     """Return what a workload needs at its peak on one device that holds everything.
 
@@ -29,6 +32,7 @@ def estimate(
         workload: complete, as `memplan.footprint.defaults.complete` returns it.
         kind: "gpu", or "cpu" when the host itself computes; it decides the fixed overhead.
         baseline: measured RSS of the interpreter in bytes, if known.
+        costs: what the GPU's context and libraries take, if known.
 
     Raises UnsupportedModelError when the model's shapes are unknown or a layer has no rule.
     """
@@ -45,7 +49,7 @@ def estimate(
         lines.append(engine.activation_line(spec, workload))
     else:
         lines += _training(spec, workload, kind)
-    return Footprint(lines=(*lines, engine.overhead_line(kind, baseline)))
+    return Footprint(lines=(*lines, engine.overhead_line(kind, baseline, costs)))
 
 
 def _weights(spec: ModelSpec) -> Line:

@@ -17,6 +17,7 @@ from typing import Any
 
 from memplan.errors import BadModelError, ModelNotFoundError, UnsupportedModelError
 from memplan.models.active import active_parameters
+from memplan.models.annotations import check_values
 from memplan.models.facts import read_facts, text_config
 from memplan.models.files import read_json, read_safetensors, read_sharded
 from memplan.models.gguf import gguf_spec, read_local
@@ -275,6 +276,8 @@ class Loader:
         from memplan.models.meta import build_inventory
 
         read_facts(config)
+        if not self.trust_remote_code:
+            check_values(config)
         assert self.config_path is not None
         tensors, filled = build_inventory(
             self.config_path(), dtype=dtype, trust_remote_code=self.trust_remote_code

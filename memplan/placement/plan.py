@@ -8,6 +8,7 @@ from typing import Any
 
 import memplan
 from memplan.footprint.estimate import estimate
+from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import image_tokens
 from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment, ledgers
@@ -36,6 +37,7 @@ def make_plan(
     devices: Sequence[Device],
     *,
     baseline: int | None = None,
+    costs: Sequence[Cost] = (),
     created_ns: int = 0,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
@@ -45,13 +47,14 @@ def make_plan(
         workload: complete (`memplan.footprint.defaults.complete`).
         devices: GPUs in order, then host memory, then disk.
         baseline: measured RSS of the interpreter in bytes, for plans in which the host computes.
+        costs: what a GPU's context and libraries take, if known.
         created_ns: the caller's clock.
 
     Raises UsageError and UnsupportedModelError.
     """
 
     def replan(other: Workload) -> Plan:
-        return replace(_plan(spec, other, devices, baseline), created_ns=created_ns)
+        return replace(_plan(spec, other, devices, baseline, costs), created_ns=created_ns)
 
     plan = replan(workload)
     if plan.verdict.fits:
@@ -61,10 +64,16 @@ def make_plan(
 
 
 def _plan(
-    spec: ModelSpec, workload: Workload, devices: Sequence[Device], baseline: int | None
+    spec: ModelSpec,
+    workload: Workload,
+    devices: Sequence[Device],
+    baseline: int | None,
+    costs: Sequence[Cost],
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
-    footprint = estimate(spec, workload, kind="gpu" if gpus else "cpu", baseline=baseline)
+    footprint = estimate(
+        spec, workload, kind="gpu" if gpus else "cpu", baseline=baseline, costs=costs
+    )
     units = cut(spec)
     assignment = assign(spec, workload, footprint, units, devices)
     books = ledgers(devices, assignment.lines)

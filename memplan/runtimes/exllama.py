@@ -8,10 +8,12 @@ modules/sliding_attn.py, read in 2026; nothing was measured here. v2 has the sam
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError, UsageError
 from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.overhead import Cost, cost_line
 from memplan.footprint.tower import max_with_tower
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import GIB, MIB
@@ -192,7 +194,9 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     return max_with_tower(spec, workload, text)
 
 
-def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
+def overhead_line(
+    kind: Literal["gpu", "cpu"], baseline: int | None = None, costs: Sequence[Cost] = ()
+) -> Line:
     """Return context, cuBLAS and the extension's buffers on a GPU.
 
     What v3 leaves free on each card (0.5 GiB; v2: 192 MiB on the first) is an allowance for it.
@@ -203,6 +207,8 @@ def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> L
         raise UsageError(
             "exllama runs on GPUs only", hint="add --device, or use --runtime llama.cpp"
         )
+    if costs:
+        return cost_line(costs)
     return band_line(
         "overhead",
         GIB // 2,

@@ -6,10 +6,12 @@ Held against llama.cpp 0c1e570: `llama-fit-params`, its own dry run, on header-o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError, UsageError
 from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.overhead import Cost, cost_line
 from memplan.formats.ggml import BY_NAME, GgmlType, row_bytes
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import MIB
@@ -207,13 +209,17 @@ def _routed_bytes(spec: ModelSpec, workload: Workload) -> int:
     return 2 * (spec.experts_per_token or 0) * spec.hidden * _ubatch(workload) * _FLOAT
 
 
-def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
+def overhead_line(
+    kind: Literal["gpu", "cpu"], baseline: int | None = None, costs: Sequence[Cost] = ()
+) -> Line:
     """Return what the process takes beside its buffers.
 
     On a GPU the context and cuBLAS: 133 MiB to 1.31 GiB as published, 320 MiB measured by
     Unsloth. On the host the program and the vocabulary.
     """
     del baseline
+    if kind == "gpu" and costs:
+        return cost_line(costs)
     if kind == "gpu":
         return band_line(
             "overhead",

@@ -8,10 +8,12 @@ all that is left of the card with pages.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.overhead import Cost, cost_line
 from memplan.footprint.tower import beside_tower
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS, GIB, MIB
@@ -202,12 +204,16 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     return beside_tower(spec, workload, text, batched=tokens)
 
 
-def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
+def overhead_line(
+    kind: Literal["gpu", "cpu"], baseline: int | None = None, costs: Sequence[Cost] = ()
+) -> Line:
     """Return context, libraries and CUDA graphs.
 
     Published: non-torch memory 0.05 to 3.6 GiB (one to two GPUs), graphs 0.1 to 0.7 GiB.
     """
-    del kind, baseline
+    del baseline
+    if kind == "gpu" and costs:
+        return cost_line(costs)
     return band_line(
         "overhead",
         int(1.0 * GIB),
