@@ -30,8 +30,16 @@ _TRAIN_ONLY = (
     "loss",
 )
 _INFER_ONLY = (
-    *("context", "prefill_chunk", "kv_dtype", "cache", "logits", "images", "image_size"),
-    *("lora_slots", "lora_rank", "lora_targets"),
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
+    "images",
+    "image_size",
+    "context",
+    "prefill_chunk",
+    "kv_dtype",
+    "cache",
+    "logits",
 )
 
 

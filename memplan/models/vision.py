@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from memplan.errors import BadModelError
 from memplan.models.numbers import number, text_config
 from memplan.types import Vision
 
@@ -38,9 +39,23 @@ def read_vision(
     if family == "llava" and tower.get("model_type") == "pixtral":
         rule = _pixtral
     facts = {**_widths(tower, family), **rule(config, tower, preprocessor or _NONE)}
-    if not facts["patch"] or not facts["hidden"]:
-        return None
+    _check(facts)
     return Vision(**facts)
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    """Refuse sizes that no rule can divide by, and more tiles than any family has."""
+    needed = ("patch", "hidden", "merge", "max_tiles", *_NEEDED.get(facts["rule"], ("side",)))
+    for name in needed:
+        if not facts.get(name, 1) or (name == "max_tiles" and facts.get(name, 1) > MAX_TILES):
+            raise BadModelError(
+                f"config.json: its vision part has {name.replace('_', ' ')} {facts[name]}",
+                hint="check vision_config",
+            )
+
+
+MAX_TILES = 256
+_NEEDED = {"pixels": ("max_pixels",), "longest": ("longest",), "split": ("side", "longest")}
 
 
 def _widths(tower: Mapping[str, Any], family: str) -> dict[str, Any]:
@@ -88,7 +103,9 @@ def _llava_next(
     config: Mapping[str, Any], tower: Mapping[str, Any], pre: Mapping[str, Any]
 ) -> Facts:
     points = config.get("image_grid_pinpoints") or pre.get("image_grid_pinpoints") or []
-    canvases = tuple((int(p[0]), int(p[1])) for p in points if isinstance(p, list) and len(p) == 2)
+    points = points if isinstance(points, list) else []
+    pairs = [point for point in points if isinstance(point, list) and len(point) == 2]
+    canvases = tuple((number({"x": a}, "x"), number({"x": b}, "x")) for a, b in pairs if a and b)
     facts = _llava(config, tower, pre)
     return {**facts, "rule": "pinpoints", "pinpoints": canvases or _PINPOINTS}
 
@@ -165,7 +182,7 @@ def _llama4(_: Mapping[str, Any], tower: Mapping[str, Any], pre: Mapping[str, An
     """Up to 16 tiles of 336 pixels and an overview; pixel shuffle leaves a quarter."""
     side, patch = number(tower, "image_size", default=336), number(tower, "patch_size", default=14)
     ratio = tower.get("pixel_shuffle_ratio", 0.5)
-    ratio = float(ratio) if isinstance(ratio, int | float) and 0 < ratio <= 1 else 0.5
+    ratio = float(ratio) if isinstance(ratio, int | float) and 0.01 < ratio <= 1 else 0.5
     return {
         "rule": "chunks",
         "side": side,

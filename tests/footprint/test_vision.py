@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from image_code import real_functions
 
-from memplan.errors import UsageError
+from memplan.errors import BadModelError, UsageError
 from memplan.footprint.vision import image_count, largest_count, parse_size
 from memplan.models.vision import read_vision
 from memplan.types import Vision
@@ -187,6 +187,24 @@ def test_the_preprocessor_beside_the_config_decides():
     small = read_vision(config, {"min_pixels": 3136, "max_pixels": 200704})
     assert image_count(small, 4000, 4000).tokens == 256
     assert image_count(seen("qwen2_vl", tower), 3584, 3584).tokens == 16384
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tower", "more"),
+    [
+        ("internvl", {"patch_size": 0}, {}),
+        ("internvl", {}, {"max_dynamic_patch": 10**6}),
+        ("idefics3", {"image_size": 0}, {}),
+        ("llava", {"hidden_size": "wide"}, {}),
+        ("mistral3", {}, {"spatial_merge_size": 0}),
+        ("llava_next", {}, {"image_grid_pinpoints": [["a", 1]]}),
+    ],
+)
+def test_a_tower_without_sense_is_refused(model_type, tower, more):
+    """One error with a hint, and no division by nothing."""
+    config = {"model_type": model_type, "vision_config": {**CLIP, **tower}, **more}
+    with pytest.raises(BadModelError):
+        read_vision(config)
 
 
 def test_a_text_model_sees_nothing():
