@@ -123,7 +123,7 @@ def _images(values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     if spec.vision is None:
         raise UsageError(
             f"memplan knows no tower of {spec.name} that sees images",
-            hint="name the folder, config.json or Hub id of the original model, or leave --images out",
+            hint="name the original model (folder, config.json, Hub id), or leave --images out",
         )
     width, height = parse_size(size, spec.vision)
     needed = images * image_count(spec.vision, width, height).tokens
