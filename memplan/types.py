@@ -335,6 +335,10 @@ class ModelSpec:
     """Routed experts that one token passes through (mixture of experts)."""
     origin: str = ""
     """Where the list of tensors comes from, in words."""
+    mtp: tuple[Tensor, ...] = ()
+    """Tensors of the file that only guess tokens ahead: loaded for --draft mtp alone."""
+    mtp_layers: int = 0
+    """How many layers those are."""
     vision: Vision | None = None
     """The tower that sees images; None = a text model, or one whose tower has no rule."""
     extra: Extra = field(default_factory=_no_extra)
@@ -414,6 +418,9 @@ class ModelSummary:
     """Unknown fields of a newer version."""
 
 
+_COUNTED = ("context", "batch", "prefill_chunk", "seq", "grad_accum", "draft_tokens")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What is done with the model. Names are the command line's; None = does not apply."""
@@ -466,6 +473,10 @@ class Workload:
     """Rank of the adapters."""
     lora_targets: str | None = None
     """Modules that get adapters, or "all-linear"."""
+    draft: str | None = None
+    """What drafts tokens (infer): a model's name, or "mtp" for the model's own layers."""
+    draft_tokens: int | None = None
+    """Tokens that are drafted at once (infer)."""
     gpus: int = 1
     """Devices that share the work."""
     nodes: int = 1
@@ -509,7 +520,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         """Check that every count is at least one."""
-        for name in ("context", "batch", "prefill_chunk", "seq", "grad_accum", "gpus", "nodes"):
+        for name in (*_COUNTED, "gpus", "nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

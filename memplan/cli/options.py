@@ -12,7 +12,7 @@ from memplan.errors import UnitError, UsageError
 from memplan.units import parse_bytes
 
 if TYPE_CHECKING:
-    from memplan.types import Plan
+    from memplan.types import ModelSpec, Plan
 
 __all__ = [
     "Bytes",
@@ -119,6 +119,10 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="infer: linears that get them, such as q_proj,v_proj. Default: all-linear.",
     ),
     click.option(
+        "--draft", metavar="MODEL|mtp", help="infer: a model, or own layers, that draft tokens."
+    ),
+    click.option("--draft-tokens", type=_COUNT, metavar="N", help="infer: tokens drafted at once."),
+    click.option(
         "--logits",
         type=click.Choice(["last", "full", "full-fp32"]),
         help="infer: of the last token, or of the whole prompt. Default: last.",
@@ -192,6 +196,8 @@ _WORK = (
     "lora_slots",
     "lora_rank",
     "lora_targets",
+    "draft",
+    "draft_tokens",
     "logits",
     "method",
     "optimizer",
@@ -258,6 +264,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
         spec,
         workload,
         hardware.devices,
+        draft=_draft(options, workload.runtime),
         baseline=known_baseline(),
         costs=fixed_costs(
             vendor=first.vendor,
@@ -266,6 +273,22 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
             gpus=workload.gpus,
         ),
         created_ns=time.time_ns(),
+    )
+
+
+def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
+    """Return the draft model that an option names, as the target's engine loads it."""
+    from memplan.footprint.draft import MTP
+    from memplan.models.load import load_model
+
+    name = options["draft"]
+    if name in (None, MTP):
+        return None
+    return load_model(
+        name,
+        dtype=None,
+        options={"runtime": engine},
+        trust_remote_code=options["trust_remote_code"],
     )
 
 

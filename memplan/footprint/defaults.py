@@ -30,6 +30,8 @@ _TRAIN_ONLY = (
     "loss",
 )
 _INFER_ONLY = (
+    "draft",
+    "draft_tokens",
     "lora_slots",
     "lora_rank",
     "lora_targets",
@@ -99,6 +101,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)
     values |= _images(values, spec)
+    values |= _draft(values)
     known = {field.name for field in fields(Workload)}
     workload = Workload(**{name: value for name, value in values.items() if name in known})
     assumed = tuple(
@@ -120,7 +123,7 @@ def _images(values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     if spec.vision is None:
         raise UsageError(
             f"memplan knows no tower of {spec.name} that sees images",
-            hint="leave --images out; of a GGUF file, name the original model",
+            hint="name the original model (folder, config.json, Hub id), or leave --images out",
         )
     width, height = parse_size(size, spec.vision)
     needed = images * image_count(spec.vision, width, height).tokens
@@ -135,6 +138,25 @@ def _images(values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
 
 _TEXT_TOKENS = 512
 """Tokens of text that the hint leaves room for."""
+
+
+def _draft(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tokens that are drafted at once: the engine's own number where it has one."""
+    if values.get("draft") is None:
+        if values.get("draft_tokens") is None:
+            return {}
+        raise UsageError("--draft-tokens without what drafts them", hint="add --draft MODEL")
+    own = values.get("draft_tokens") or _DRAFTED.get(values["runtime"])
+    if own is None:
+        raise UsageError(
+            f"{values['runtime']} has no number of drafted tokens of its own",
+            hint="add --draft-tokens 3",
+        )
+    return {"draft_tokens": own}
+
+
+_DRAFTED = {"transformers": 20, "llama.cpp": 16}
+"""Tokens drafted at once where nobody says: GenerationConfig.num_assistant_tokens, --draft-max."""
 
 
 def _check_cache(values: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ def estimate(
     kind: Literal["gpu", "cpu"] = "gpu",
     baseline: int | None = None,
     costs: Sequence[Cost] = (),
+    beside: Sequence[Line] = (),
 ) -> Footprint:
     """Return what a workload needs at its peak on one device that holds everything.
 
@@ -33,6 +34,7 @@ def estimate(
         kind: "gpu", or "cpu" when the host itself computes; it decides the fixed overhead.
         baseline: measured RSS of the interpreter in bytes, if known.
         costs: what the GPU's context and libraries take, if known.
+        beside: lines of what else runs there (`memplan.footprint.draft`).
 
     Raises UnsupportedModelError when the model's shapes are unknown or a layer has no rule.
     """
@@ -49,6 +51,7 @@ def estimate(
         lines.append(engine.activation_line(spec, workload))
     else:
         lines += _training(spec, workload, kind)
+    lines += beside
     return Footprint(lines=(*lines, engine.overhead_line(kind, baseline, costs)))
 
 

@@ -22,6 +22,7 @@ from memplan.models.facts import read_facts, text_config
 from memplan.models.files import read_json, read_safetensors, read_sharded
 from memplan.models.gguf import gguf_spec, read_local
 from memplan.models.inventory import load_inventory, save_inventory
+from memplan.models.mtp import mtp_layers, split_mtp
 from memplan.models.numbers import architecture
 from memplan.models.packed import has_companions, logical
 from memplan.models.quantize import quantize
@@ -254,7 +255,21 @@ class Loader:
             wanted = dtype or _config_dtype(config) or packed
             built, filled = self.inventory(config, wanted)
             return _as_stored(self.spec(filled, built, "config", exact=True), config)
-        tensors = _unpacked(tensors, config)
+        tensors, ahead = split_mtp(config, _unpacked(tensors, config))
+        spec = self._stored(config, tensors, dtype=dtype, exact_modules=exact_modules)
+        wanted = dtype or (_config_dtype(config) if config else None)
+        ahead = tuple(_convert(tensor, wanted) for tensor in ahead) if wanted else ahead
+        return replace(spec, mtp=ahead, mtp_layers=mtp_layers(ahead)) if ahead else spec
+
+    def _stored(
+        self,
+        config: dict[str, Any] | None,
+        tensors: tuple[Tensor, ...],
+        *,
+        dtype: str | None,
+        exact_modules: bool,
+    ) -> ModelSpec:
+        """Return the model of a checkpoint's tensors."""
         wanted = dtype or (_config_dtype(config) if config else None)
         converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
         if config is None:

@@ -23,6 +23,8 @@ def assign(
     footprint: Footprint,
     units: Sequence[Unit],
     devices: Sequence[Device],
+    *,
+    beside: Sequence[Line] = (),
 ) -> Assignment:
     """Decide what lives where.
 
@@ -33,6 +35,7 @@ def assign(
         units: its pieces.
         devices: GPUs (several share layers), then host memory, then disk. Without a GPU the host
             computes.
+        beside: lines of the footprint that stay whole on the first computing device.
 
     Raises UsageError for a set of devices that memplan cannot plan for.
     """
@@ -47,7 +50,7 @@ def assign(
             raise UsageError(
                 "training is planned on one device at a time", hint="give one --device"
             )
-        layers = _Several(spec, workload, footprint, units)
+        layers = _Several(spec, workload, footprint, units, beside)
         return layers.assignment(computing, slow)
     hosted = _hosted(spec, workload, computing[0], slow)
     return _one(workload, footprint, units, computing[0], slow, hosted=hosted)
@@ -91,7 +94,8 @@ def _one(
     *,
     hosted: Sequence[Line],
 ) -> Assignment:
-    fixed = tuple(line for line in footprint.lines if line.part != "weights")
+    own = _own_weights(footprint)
+    fixed = tuple(line for line in footprint.lines if line is not own)
     everything = Fill(frozenset(unit.position for unit in units), 0)
     if workload.task == "train" or not slow:
         fill = everything
@@ -118,9 +122,14 @@ def _nothing(units: Sequence[Unit]) -> Fill:
 
 
 def _weights(footprint: Footprint, units: Sequence[Unit]) -> Line:
-    whole = next(line for line in footprint.lines if line.part == "weights")
+    whole = _own_weights(footprint)
     size = sum(unit.weight_bytes for unit in units)
     return replace(whole, bytes=size, low_bytes=size, high_bytes=size)
+
+
+def _own_weights(footprint: Footprint) -> Line:
+    """Return the model's own weights: the first line of that part (a draft's come later)."""
+    return next(line for line in footprint.lines if line.part == "weights")
 
 
 def _reload(size: int) -> list[Line]:
@@ -158,8 +167,10 @@ class _Several:
         workload: Workload,
         footprint: Footprint,
         units: Sequence[Unit],
+        beside: Sequence[Line],
     ) -> None:
         self._spec, self._workload = spec, workload
+        self._beside = tuple(beside)
         self._hosted: tuple[Line, ...] = ()
         self._gpus: Sequence[Device] = ()
         self._slow: Sequence[Device] = ()
@@ -171,9 +182,10 @@ class _Several:
         self._first_cache = outside
         kept = ("activations", "overhead", "buffers")
         moving = (_offloaded(spec, workload) or ())[:1]
-        fixed = tuple(line for line in footprint.lines if line.part in kept)
+        lines = [line for line in footprint.lines if line not in self._beside]
+        fixed = tuple(line for line in lines if line.part in kept)
         self._fixed = (*moving, *fixed)
-        self._scaled = tuple(x for x in footprint.lines if x not in self._fixed)
+        self._scaled = tuple(x for x in lines if x not in self._fixed)
 
     def assignment(self, gpus: Sequence[Device], slow: Sequence[Device]) -> Assignment:
         self._gpus, self._slow = gpus, slow
@@ -191,6 +203,7 @@ class _Several:
         high = bool(streamed)
         budgets = [budget(gpu, self._fixed, high=high) for gpu in self._gpus]
         blocks = [self._blocks[i] for i in streamed]
+        budgets[0] -= sum(line.high_bytes if high else line.bytes for line in self._beside)
         budgets[0] -= self._first_cache + sum(block.cache_bytes for block in blocks)
         budgets[0] -= _largest(blocks)
         stay = [i for i in range(len(self._blocks)) if i not in streamed]
@@ -219,6 +232,7 @@ class _Several:
             gpu.name: self._lines(weights[i], cache[i], reload if i == 0 else 0)
             for i, gpu in enumerate(self._gpus)
         }
+        lines[self._gpus[0].name] += self._beside
         units = [unit for block in away for unit in block.units]
         elsewhere, slow_lines, held = spill(units, self._slow, gpu=True, hosted=self._hosted)
         where |= elsewhere

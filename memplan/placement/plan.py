@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import memplan
+from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import image_tokens
@@ -36,6 +37,7 @@ def make_plan(
     workload: Workload,
     devices: Sequence[Device],
     *,
+    draft: ModelSpec | None = None,
     baseline: int | None = None,
     costs: Sequence[Cost] = (),
     created_ns: int = 0,
@@ -46,6 +48,7 @@ def make_plan(
         spec: the model in the dtype that it is loaded in.
         workload: complete (`memplan.footprint.defaults.complete`).
         devices: GPUs in order, then host memory, then disk.
+        draft: the model that drafts tokens, where "draft" names one.
         baseline: measured RSS of the interpreter in bytes, for plans in which the host computes.
         costs: what a GPU's context and libraries take, if known.
         created_ns: the caller's clock.
@@ -54,7 +57,10 @@ def make_plan(
     """
 
     def replan(other: Workload) -> Plan:
-        return replace(_plan(spec, other, devices, baseline, costs), created_ns=created_ns)
+        return replace(
+            _plan(spec, other, devices, draft=draft, baseline=baseline, costs=costs),
+            created_ns=created_ns,
+        )
 
     plan = replan(workload)
     if plan.verdict.fits:
@@ -67,15 +73,23 @@ def _plan(
     spec: ModelSpec,
     workload: Workload,
     devices: Sequence[Device],
+    *,
+    draft: ModelSpec | None,
     baseline: int | None,
     costs: Sequence[Cost],
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
+    beside = draft_lines(spec, workload, draft)
     footprint = estimate(
-        spec, workload, kind="gpu" if gpus else "cpu", baseline=baseline, costs=costs
+        spec,
+        workload,
+        kind="gpu" if gpus else "cpu",
+        baseline=baseline,
+        costs=costs,
+        beside=beside,
     )
     units = cut(spec)
-    assignment = assign(spec, workload, footprint, units, devices)
+    assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines)
     if len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)

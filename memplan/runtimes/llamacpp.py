@@ -131,12 +131,16 @@ def _kv_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
 
 
 def _state_bytes(layer: Layer, workload: Workload) -> int:
-    """Return the recurrent rows, float32: d_conv - 1 inputs and the state (llama-hparams.cpp)."""
+    """Return the recurrent rows, float32: d_conv - 1 inputs and the state (llama-hparams.cpp).
+
+    Drafting keeps a copy for each drafted token, to go back to: 1 + n rows.
+    """
     total = 0
     for state in layer.states:
         rows = state.kernel - 1 if state.kind == "conv" else 1
         total += state.elements * rows
-    return workload.batch * total * _FLOAT
+    copies = 1 + (workload.draft_tokens or 0)
+    return workload.batch * copies * total * _FLOAT
 
 
 def compute_bytes(spec: ModelSpec, workload: Workload) -> int:

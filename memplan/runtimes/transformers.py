@@ -206,11 +206,12 @@ def _scores(spec: ModelSpec, workload: Workload, queries: int, element: int) -> 
 def _shape(spec: ModelSpec, layer: Layer) -> act.LayerShape:
     """Return a layer's widths; MLA expands its latent to one key and value per query head."""
     latent = layer.kind == "mla"
+    own_heads = 0 if layer.kind == "none" else layer.kv_heads
     return act.LayerShape(
         hidden=spec.hidden,
         intermediate=layer.intermediate,
         heads=spec.heads,
-        kv_heads=spec.heads if latent else layer.kv_heads,
+        kv_heads=spec.heads if latent else own_heads,
         head_dim=spec.head_dim if latent else layer.key_dim or spec.head_dim,
         experts_per_token=spec.experts_per_token or 0,
     )

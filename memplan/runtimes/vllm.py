@@ -70,7 +70,7 @@ def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
     """
     block = block_tokens(spec, workload)
     grown = sum(_kv_bytes(layer, workload, block) for layer in spec.layers)
-    bare = sum(_state_bytes(spec, layer, workload) for layer in spec.layers)
+    bare = _copies(workload) * sum(_state_bytes(spec, x, workload) for x in spec.layers)
     fixed = sum(_state_page(spec, layer, workload, block) for layer in spec.layers)
     lines = []
     if grown:
@@ -152,6 +152,7 @@ def _kv_bytes(layer: Layer, workload: Workload, block: int) -> int:
 def _state_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
     """Return the states of one layer: d_conv - 1 inputs and the state, in the model's dtype.
 
+    Drafting n tokens widens the convolution by n (and keeps 1 + n pages, see `_state_page`).
     The state is in float32 for the families of `_FLOAT32_STATES`. Held against logged page sizes:
     Qwen3-Next 1,097,728 B, Qwen3.5-0.8B 1,085,440 B, Qwen3.5-9B on two ranks 1,073,152 B.
     """
@@ -160,11 +161,16 @@ def _state_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
     for state in layer.states:
         share = state.elements // workload.tp
         if state.kind == "conv":
-            size += share * max(state.kernel - 1, 1) * element
+            size += share * (max(state.kernel - 1, 1) + (workload.draft_tokens or 0)) * element
         else:
             wide = state.kind == "recurrent" and spec.model_type in _FLOAT32_STATES
             size += share * (4 if wide else element)
     return workload.batch * size
+
+
+def _copies(workload: Workload) -> int:
+    """Return the pages of one state: one, and one for each drafted token to go back to."""
+    return 1 + (workload.draft_tokens or 0)
 
 
 def _state_page(spec: ModelSpec, layer: Layer, workload: Workload, block: int) -> int:
@@ -173,8 +179,8 @@ def _state_page(spec: ModelSpec, layer: Layer, workload: Workload, block: int) -
     own = _state_bytes(spec, layer, workload)
     tokens = Counter(_token_bytes(x, workload) for x in spec.layers if x.kind not in _NO_CACHE)
     if not tokens:
-        return own
-    return max(own, workload.batch * block * min(tokens))
+        return _copies(workload) * own
+    return _copies(workload) * max(own, workload.batch * block * min(tokens))
 
 
 def activation_line(spec: ModelSpec, workload: Workload) -> Line:

@@ -12,9 +12,10 @@ from memplan.errors import UnsupportedModelError, UsageError
 from memplan.footprint.defaults import complete
 from memplan.footprint.estimate import estimate
 from memplan.footprint.tower import tower_bytes
-from memplan.footprint.vision import ImageCount
+from memplan.footprint.vision import ImageCount, image_count
 from memplan.measure.exact import MemoryTrace
 from memplan.models.resolve import resolve
+from memplan.models.vision import read_vision
 from memplan.types import Vision
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -91,6 +92,78 @@ def test_a_real_qwen_tower_holds_what_the_formula_says(inner, dtype):
     count = ImageCount(tokens=side**2 // 4, patches=side**2, longest=side**2)
     planned = tower_bytes(vision, count, images=1, element_bytes=BYTES[dtype])
     assert peak(lambda: tower(pixels, grid_thw=grid)) == pytest.approx(planned, rel=0.06)
+
+
+def towers(dtype):
+    """Yield a family's name, its config, and a call that runs a real tower of it."""
+    import torch
+    from transformers.models.idefics3 import configuration_idefics3, modeling_idefics3
+    from transformers.models.internvl import configuration_internvl, modeling_internvl
+    from transformers.models.llama4 import configuration_llama4, modeling_llama4
+    from transformers.models.mllama import configuration_mllama, modeling_mllama
+    from transformers.models.pixtral import configuration_pixtral, modeling_pixtral
+    from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl
+    from transformers.models.qwen3_vl import configuration_qwen3_vl, modeling_qwen3_vl
+
+    sizes = {"hidden_size": 256, "intermediate_size": 1024}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    plain = {**sizes, **layers, "image_size": 168, "patch_size": 14}
+    deep = {"depth": 2, "num_heads": 4}
+
+    def pixels(*shape):
+        return torch.zeros(*shape, dtype=dtype)
+
+    def made(model, config, **options):
+        own = config(**options)
+        return model(own).to(dtype).eval(), own.to_dict()
+
+    grid = torch.tensor([[1, 32, 32]])
+    code = modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel
+    options = {"embed_dim": 256, "hidden_size": 512, "mlp_ratio": 4, **deep}
+    qwen, config = made(code, configuration_qwen2_vl.Qwen2VLVisionConfig, **options)
+    yield "qwen2_vl", config, (448, 448), 1, lambda: qwen(pixels(1024, 1176), grid_thw=grid)
+    code = modeling_qwen3_vl.Qwen3VLVisionModel
+    options = {**sizes, **deep, "out_hidden_size": 512, "deepstack_visual_indexes": [1]}
+    newer, config = made(code, configuration_qwen3_vl.Qwen3VLVisionConfig, **options)
+    yield "qwen3_vl", config, (512, 512), 1, lambda: newer(pixels(1024, 1536), grid_thw=grid)
+    code = modeling_pixtral.PixtralVisionModel
+    options = {**sizes, **layers, "head_dim": 64, "image_size": 512, "patch_size": 16}
+    pixtral, config = made(code, configuration_pixtral.PixtralVisionConfig, **options)
+    yield "mistral3", config, (384, 512), 2, lambda: pixtral(pixels(2, 3, 512, 384))
+    code = modeling_internvl.InternVLVisionModel
+    options = {**plain, "image_size": [168, 168]}
+    intern, config = made(code, configuration_internvl.InternVLVisionConfig, **options)
+    yield "internvl", config, (168, 168), 3, lambda: intern(pixels(3, 3, 168, 168))
+    code = modeling_idefics3.Idefics3VisionTransformer
+    idefics, config = made(code, configuration_idefics3.Idefics3VisionConfig, **plain)
+    yield "idefics3", config, (672, 336), 1, lambda: idefics(pixels(9, 3, 168, 168))
+    code = modeling_llama4.Llama4VisionModel
+    wide = {"vision_output_dim": 1024, "projector_input_dim": 1024, "projector_output_dim": 1024}
+    llama, config = made(code, configuration_llama4.Llama4VisionConfig, **plain, **wide)
+    yield "llama4", config, (336, 168), 1, lambda: llama(pixels(3, 3, 168, 168))
+    code = modeling_mllama.MllamaVisionModel
+    del plain["num_attention_heads"]
+    global_ = {"num_global_layers": 2, "attention_heads": 4, "vision_output_dim": 768}
+    options = {**plain, **global_, "intermediate_layers_indices": [0, 1]}
+    mllama, config = made(code, configuration_mllama.MllamaVisionConfig, **options)
+    shape = {"aspect_ratio_ids": torch.tensor([[6]]), "aspect_ratio_mask": torch.ones(1, 1, 4)}
+    yield "mllama", config, (336, 336), 1, lambda: mllama(pixels(1, 1, 4, 3, 168, 168), **shape)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize("dtype", BYTES)
+def test_every_familys_tower_is_within_a_fifth(dtype):
+    """From the config as the library writes it to the peak that a real tower reaches."""
+    import torch
+
+    for family, config, size, images, call in towers(getattr(torch, dtype)):
+        vision = read_vision({"model_type": family, "vision_config": config})
+        count = image_count(vision, *size)
+        planned = tower_bytes(vision, count, images=images, element_bytes=BYTES[dtype])
+        made = peak(call)  # pixels are made in the call, in the tower's dtype
+        frames = 2 if vision.rule == "pixels" else 1
+        given = images * count.patches * vision.patch**2 * 3 * frames * BYTES[dtype]
+        assert made - given == pytest.approx(planned, rel=0.2), (family, planned / (made - given))
 
 
 @pytest.fixture
