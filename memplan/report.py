@@ -98,8 +98,12 @@ def _settings(plan: Plan) -> Iterable[str]:
     yield f"{work.attention} attention"
     if work.task == "infer":
         yield f"context {work.context}"
+        if work.images:
+            yield f"{work.images} image(s) of {work.image_size}"
         if work.kv_dtype != work.dtype:
             yield f"{work.kv_dtype} cache"
+        if work.cache not in (None, "dynamic"):
+            yield f"{work.cache} cache"
     else:
         yield f"{work.method}, {work.optimizer}, {work.precision}"
         yield f"sequence {work.seq}"

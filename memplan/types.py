@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Generic, Literal, TypeVar
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "State",
     "Tensor",
     "Verdict",
+    "Vision",
     "Workload",
 ]
 
@@ -129,9 +130,13 @@ def _not_negative(owner: object, *names: str) -> None:
             raise ValueError(f"{type(owner).__name__}.{name} must not be negative: {value}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, init=False)
 class Tensor:
-    """One stored tensor of a model."""
+    """One stored tensor of a model.
+
+    A checkpoint can have 90,000, so the constructor is written out: it takes two thirds of the
+    time of a generated one.
+    """
 
     name: str
     """Full name, such as "model.layers.0.mlp.up_proj.weight"."""
@@ -146,12 +151,31 @@ class Tensor:
     tied_to: str | None = None
     """Name of the tensor whose storage this one shares; its bytes are then counted there only."""
 
-    def __post_init__(self) -> None:
-        """Check that the sizes make sense."""
-        if self.bytes < 0:
-            raise ValueError(f"Tensor.bytes must not be negative: {self.bytes}")
-        if self.shape and min(self.shape) < 0:
-            raise ValueError(f"tensor {self.name} has a negative size: {self.shape}")
+    def __init__(
+        self,
+        *,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        bytes: int,  # noqa: A002 - the field's name
+        kind: TensorKind = "parameter",
+        tied_to: str | None = None,
+    ) -> None:
+        if bytes < 0:
+            raise ValueError(f"Tensor.bytes must not be negative: {bytes}")
+        if shape and min(shape) < 0:
+            raise ValueError(f"tensor {name} has a negative size: {shape}")
+        _set_name(self, name)
+        _set_shape(self, shape)
+        _set_dtype(self, dtype)
+        _set_bytes(self, bytes)
+        _set_kind(self, kind)
+        _set_tied_to(self, tied_to)
+
+
+_set_name, _set_shape, _set_dtype, _set_bytes, _set_kind, _set_tied_to = (
+    getattr(Tensor, field.name).__set__ for field in fields(Tensor)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +241,56 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """The part of a model that sees: its tower's widths, and how an image becomes tokens."""
+
+    rule: str
+    """How an image is cut: "square" (resized to one square), "pixels" (Qwen-VL), "pinpoints"
+    (LLaVA-NeXT), "tiles" (InternVL), "longest" (Pixtral), "split" (Idefics3), "chunks" (Llama-4)
+    and "cross" (Mllama: no tokens, but keys and values of its own)."""
+    patch: int
+    """Pixels along one side of a patch."""
+    hidden: int
+    """Hidden size of the tower."""
+    intermediate: int
+    """Inner size of its feed-forward part."""
+    heads: int
+    """Its attention heads."""
+    layers: int
+    """Its layers."""
+    side: int = 0
+    """Pixels along one side of the tile that it takes; 0 = any size."""
+    merge: int = 1
+    """Patches along one side that become one token."""
+    tokens: int = 0
+    """Text tokens of one tile; 0 = by its patches."""
+    classes: int = 0
+    """Tokens of a tile in the tower that are no patch (CLS)."""
+    style: str = "plain"
+    """What a layer's peak is: "plain" (gelu), "quick" (quick_gelu), "rotary" (16-bit rotation),
+    "rotary32" (queries and keys rotated in float32), "quick32" and "gated32" (that, with
+    quick_gelu or a gated inner part).
+    """
+    kept: int = 0
+    """Hidden states that are kept until the tower ends."""
+    min_pixels: int = 0
+    """Fewest pixels after resizing ("pixels")."""
+    max_pixels: int = 0
+    """Most pixels after resizing ("pixels")."""
+    max_tiles: int = 1
+    """Most tiles of one image, its overview not counted."""
+    longest: int = 0
+    """Longest edge after resizing, pixels."""
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """Canvases as (height, width) ("pinpoints")."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes make sense."""
+        if self.patch < 1 or self.hidden < 1 or self.merge < 1 or self.max_tiles < 1:
+            raise ValueError(f"a tower needs patches and a width: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """What is loaded: every tensor, and the facts that the formulas need."""
 
@@ -261,6 +335,12 @@ class ModelSpec:
     """Routed experts that one token passes through (mixture of experts)."""
     origin: str = ""
     """Where the list of tensors comes from, in words."""
+    mtp: tuple[Tensor, ...] = ()
+    """Tensors of the file that only guess tokens ahead: loaded for --draft mtp alone."""
+    mtp_layers: int = 0
+    """How many layers those are."""
+    vision: Vision | None = None
+    """The tower that sees images; None = a text model, or one whose tower has no rule."""
     extra: Extra = field(default_factory=_no_extra)
     """Unknown fields of a newer version."""
 
@@ -338,6 +418,9 @@ class ModelSummary:
     """Unknown fields of a newer version."""
 
 
+_COUNTED = ("context", "batch", "prefill_chunk", "seq", "grad_accum", "draft_tokens")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What is done with the model. Names are the command line's; None = does not apply."""
@@ -356,8 +439,15 @@ class Workload:
     """Sequences at once."""
     prefill_chunk: int | None = None
     """Prompt tokens per sequence in one forward pass (infer); None = the whole context."""
+    images: int | None = None
+    """Images in each sequence (infer), part of its context; None and 0 = text only."""
+    image_size: str | None = None
+    """Width x height of each image in pixels, such as "1024x768" (infer)."""
     kv_dtype: str | None = None
     """dtype of the cache (infer)."""
+    cache: str | None = None
+    """How transformers keeps its cache (infer): "dynamic", "static", "offloaded" (all but two
+    layers in host memory) or "offloaded-static"."""
     attention: str = "sdpa"
     """Attention implementation."""
     logits: str | None = None
@@ -377,10 +467,16 @@ class Workload:
     """Arithmetic and master weights: "bf16", "bf16-mixed", "fp16-mixed", "fp32" (train)."""
     loss: str | None = None
     """"full-logits": all logits at once (train)."""
+    lora_slots: int | None = None
+    """Adapters that are kept loaded (infer)."""
     lora_rank: int | None = None
-    """Rank of the adapters (train, lora)."""
+    """Rank of the adapters."""
     lora_targets: str | None = None
-    """Modules that get adapters (train, lora)."""
+    """Modules that get adapters, or "all-linear"."""
+    draft: str | None = None
+    """What drafts tokens (infer): a model's name, or "mtp" for the model's own layers."""
+    draft_tokens: int | None = None
+    """Tokens that are drafted at once (infer)."""
     gpus: int = 1
     """Devices that share the work."""
     nodes: int = 1
@@ -424,7 +520,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         """Check that every count is at least one."""
-        for name in ("context", "batch", "prefill_chunk", "seq", "grad_accum", "gpus", "nodes"):
+        for name in (*_COUNTED, "gpus", "nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -509,6 +605,10 @@ class Device:
     """Product name for people."""
     uuid: str | None = None
     """Stable identity of a GPU."""
+    vendor: str | None = None
+    """Who makes a GPU, if known."""
+    compute: str | None = None
+    """Compute capability ("8.9") or gfx name of a GPU, if known."""
     source: str = ""
     """Where the numbers come from."""
     extra: Extra = field(default_factory=_no_extra)

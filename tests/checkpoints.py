@@ -132,3 +132,31 @@ def save_tiny(folder: Path, kind: str) -> Path:
         raise ValueError(kind)
     model.save_pretrained(folder)
     return folder
+
+
+LLAVA = {
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "patch_size": 14,
+        "image_size": 56,
+        "projection_dim": 64,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "vocab_size": 128,
+        "max_position_embeddings": 2048,
+    },
+    "image_token_index": 127,
+}
+"""A tiny LLaVA, as config.json."""

@@ -56,24 +56,28 @@ def _measured(model, tokens, device):
         output = model(input_ids=ids, use_cache=True)
     found = {}
     for name in ("past_key_values", "cache_params", "state", "mems"):
-        _collect(getattr(output, name, None), found, set())
+        collect(getattr(output, name, None), found, set())
     return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
 
 
-def _collect(value, found, seen):
+def collect(value, found, seen):
+    """Put every tensor below a value into `found`, the parts of a packed one instead of itself."""
     if value is None or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            collect(getattr(value, name), found, seen)
+    elif isinstance(value, torch.Tensor):
         found[id(value)] = value
     elif isinstance(value, dict):
         for item in value.values():
-            _collect(item, found, seen)
+            collect(item, found, seen)
     elif isinstance(value, list | tuple):
         for item in value:
-            _collect(item, found, seen)
+            collect(item, found, seen)
     elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module | type):
-        _collect(vars(value), found, seen)
+        collect(vars(value), found, seen)
 
 
 def _on_cpu(model):

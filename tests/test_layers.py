@@ -61,7 +61,7 @@ FOREIGN = {
     "memplan.config": {"platformdirs"},
     "memplan.devices": {"psutil", "pynvml", "torch", "transformers"},
     "memplan.hub": {"huggingface_hub"},
-    "memplan.models": {"torch", "transformers", "accelerate", "safetensors"},
+    "memplan.models": {"torch", "transformers", "accelerate", "safetensors", "regex"},
     "memplan.measure": {"torch", "transformers", "accelerate"},
     "memplan.demo": {"torch", "transformers"},
 }

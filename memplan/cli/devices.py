@@ -24,9 +24,10 @@ _SOURCE_WIDTH = 40
 
 @click.command("devices")
 @click.argument("text", required=False)
+@click.option("--overhead", is_flag=True, help="What a process takes beside tensors, by GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
 @unit_option
-def devices(*, text: str | None, as_json: bool, unit: str | None) -> None:
+def devices(*, text: str | None, overhead: bool, as_json: bool, unit: str | None) -> None:
     """List what a plan can use: this machine's GPUs, host memory and disk; then known products.
 
     With TEXT only the products whose name, maker or kind has it. Each name goes with --device.
@@ -35,11 +36,15 @@ def devices(*, text: str | None, as_json: bool, unit: str | None) -> None:
     memplan devices
     memplan devices 4090
     memplan devices unified --json
+    memplan devices --overhead
     """
     from memplan.devices.detect import detect_disk, detect_gpus, detect_host
     from memplan.devices.table import closest, known, matching
     from memplan.errors import DeviceError
 
+    if overhead and not as_json:
+        click.echo("\n".join(_overhead_table()))
+        return
     products = known() if text is None else matching(text)
     if text is not None and not products:
         raise DeviceError(
@@ -58,6 +63,7 @@ def devices(*, text: str | None, as_json: bool, unit: str | None) -> None:
 
 
 def _document(found: Sequence[Device], products: Sequence[KnownDevice]) -> str:
+    from memplan.devices.overhead import overhead_rows, table_version
     from memplan.serialize import to_dict
 
     document = {
@@ -66,8 +72,28 @@ def _document(found: Sequence[Device], products: Sequence[KnownDevice]) -> str:
         "known": [
             {**to_dict(product), "capacity_bytes": product.capacity_bytes} for product in products
         ],
+        "overhead": {
+            "version": table_version(),
+            "rows": [to_dict(row) for row in overhead_rows()],
+        },
     }
     return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def _overhead_table() -> list[str]:
+    from memplan.devices.overhead import overhead_rows, table_version
+    from memplan.report import table
+    from memplan.units import MIB
+
+    rows = [["component", "GPU", "engine", "GPUs", "MiB", "band, MiB", "from"]]
+    for row in overhead_rows():
+        maker = row.vendor or "any"
+        gpu = f"{maker} {', '.join(row.compute)}" if row.compute else maker
+        band = f"{row.low_bytes / MIB:.0f} .. {row.high_bytes / MIB:.0f}"
+        count = str(row.gpus or "any")
+        cells = [row.component, gpu, row.runtime or "any", count, f"{row.typical_bytes / MIB:.0f}"]
+        rows.append([*cells, band, row.source])
+    return [f"published until {table_version()}:", *table(rows, "lllrrrl", "")]
 
 
 def _print_found(found: Sequence[Device], unit: str) -> None:

@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     would only walk them again and again.
     """
     gc.set_threshold(200_000, 20, 20)
-    sys.exit(run(argv))
+    code = run(argv)
+    gc.freeze()
+    sys.exit(code)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

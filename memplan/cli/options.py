@@ -12,7 +12,7 @@ from memplan.errors import UnitError, UsageError
 from memplan.units import parse_bytes
 
 if TYPE_CHECKING:
-    from memplan.types import Plan
+    from memplan.types import ModelSpec, Plan
 
 __all__ = [
     "Bytes",
@@ -43,10 +43,14 @@ class Bytes(click.ParamType[int]):
 
 
 class Count(click.ParamType[int]):
-    """A whole number from 1 up to what no machine will see."""
+    """A whole number from 1, or another least, up to what no machine will see."""
 
     name = "number"
     largest = 2**40
+
+    def __init__(self, *, least: int = 1) -> None:
+        """Set the least number that is taken."""
+        self.least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
@@ -54,8 +58,8 @@ class Count(click.ParamType[int]):
             number = int(value)
         except ValueError:
             self.fail(f"{value!r} is not a whole number", param, ctx)
-        if not 1 <= number <= self.largest:
-            self.fail(f"{number} is not between 1 and {self.largest}", param, ctx)
+        if not self.least <= number <= self.largest:
+            self.fail(f"{number} is not between {self.least} and {self.largest}", param, ctx)
         return number
 
 
@@ -66,7 +70,7 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--task", type=click.Choice(["infer", "train"]), help="Default: infer."),
     click.option(
         "--runtime",
-        type=click.Choice(["transformers", "vllm", "llama.cpp"]),
+        type=click.Choice(["transformers", "vllm", "llama.cpp", "exllama"]),
         help="Default: llama.cpp for GGUF, else transformers.",
     ),
     click.option("--dtype", help="Load the weights as bf16, fp16 or fp32. Default: the model's."),
@@ -78,6 +82,15 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--context", type=_COUNT, metavar="TOKENS", help="infer: tokens cached per sequence."
     ),
+    click.option(
+        "--images",
+        type=Count(least=0),
+        metavar="N",
+        help="infer: images per sequence, part of its context. Default: 0.",
+    ),
+    click.option(
+        "--image-size", metavar="WxH", help="infer: of each image, pixels. Default: the family's."
+    ),
     click.option("--batch", type=_COUNT, metavar="N", help="Sequences at once. Default: 1."),
     click.option(
         "--prefill-chunk", type=_COUNT, metavar="TOKENS", help="infer: prompt tokens in one pass."
@@ -85,11 +98,30 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--kv-dtype",
         metavar="TYPE",
-        help="infer: of the cache: bf16, fp8, int4 (transformers, vllm), q8_0 ... (llama.cpp).",
+        help="infer: of the cache: bf16, fp8, int4 (transformers, vllm), q8_0 ... (llama.cpp), q6, "
+        "k8v4 ... (exllama).",
+    ),
+    click.option(
+        "--cache",
+        type=click.Choice(["dynamic", "static", "offloaded", "offloaded-static"]),
+        help="infer, transformers: how the cache is kept. Default: dynamic.",
     ),
     click.option(
         "--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="Default: sdpa."
     ),
+    click.option(
+        "--lora-slots", type=_COUNT, metavar="N", help="infer: adapters that are kept loaded."
+    ),
+    click.option("--lora-rank", type=_COUNT, metavar="R", help="infer: their (largest) rank."),
+    click.option(
+        "--lora-targets",
+        metavar="NAMES",
+        help="infer: linears that get them, such as q_proj,v_proj. Default: all-linear.",
+    ),
+    click.option(
+        "--draft", metavar="MODEL|mtp", help="infer: a model, or own layers, that draft tokens."
+    ),
+    click.option("--draft-tokens", type=_COUNT, metavar="N", help="infer: tokens drafted at once."),
     click.option(
         "--logits",
         type=click.Choice(["last", "full", "full-fp32"]),
@@ -154,10 +186,18 @@ _WORK = (
     "dtype",
     "quant",
     "context",
+    "images",
+    "image_size",
     "batch",
     "prefill_chunk",
     "kv_dtype",
+    "cache",
     "attention",
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
+    "draft",
+    "draft_tokens",
     "logits",
     "method",
     "optimizer",
@@ -186,6 +226,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
     from dataclasses import replace
 
     from memplan.devices.baseline import known_baseline
+    from memplan.devices.overhead import fixed_costs
     from memplan.devices.parse import parse_hardware
     from memplan.footprint.defaults import complete, weight_dtype
     from memplan.models.load import load_model
@@ -218,12 +259,36 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
         gpus=max(sum(device.kind == "gpu" for device in hardware.devices), 1),
         assumed=(*workload.assumed, *_assumed_hardware(options)),
     )
+    first = hardware.devices[0]
     return make_plan(
         spec,
         workload,
         hardware.devices,
+        draft=_draft(options, workload.runtime),
         baseline=known_baseline(),
+        costs=fixed_costs(
+            vendor=first.vendor,
+            compute=first.compute,
+            runtime=workload.runtime,
+            gpus=workload.gpus,
+        ),
         created_ns=time.time_ns(),
+    )
+
+
+def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
+    """Return the draft model that an option names, as the target's engine loads it."""
+    from memplan.footprint.draft import MTP
+    from memplan.models.load import load_model
+
+    name = options["draft"]
+    if name in (None, MTP):
+        return None
+    return load_model(
+        name,
+        dtype=None,
+        options={"runtime": engine},
+        trust_remote_code=options["trust_remote_code"],
     )
 
 

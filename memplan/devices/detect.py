@@ -83,10 +83,21 @@ def _gpu(nvml: Any, index: int) -> Device | None:
             capacity_bytes=total,
             label=_text(nvml.nvmlDeviceGetName(handle)),
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            vendor="NVIDIA",
+            compute=_compute(nvml, handle),
             source="NVML",
         )
     except nvml.NVMLError:
         return None
+
+
+def _compute(nvml: Any, handle: Any) -> str | None:
+    """Return a GPU's compute capability, None where the driver does not say."""
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except (nvml.NVMLError, AttributeError):
+        return None
+    return f"{major}.{minor}"
 
 
 def _text(value: str | bytes) -> str:

@@ -16,6 +16,9 @@ __all__ = ["Hardware", "parse_hardware"]
 
 LOCAL = "local"
 
+_SMALLEST = 2**20
+"""Bytes below which a number is a name that was meant otherwise ("4090")."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
@@ -109,6 +112,8 @@ def _named(name: str) -> Device | None:
         kind="gpu",
         capacity_bytes=known.capacity_bytes,
         label=known.label,
+        vendor=known.vendor,
+        compute=known.compute_capability,
         source=known.source,
     )
 
@@ -122,6 +127,11 @@ def _sized(text: str) -> Device:
             hint=f"close are {', '.join(closest(text))}; `memplan devices` lists all; "
             'or give a size such as "24GiB", "local" or "cpu"',
         ) from error
+    if 0 < size < _SMALLEST:
+        raise DeviceError(
+            f"a GPU of {size} bytes is none",
+            hint=f'give a size such as "24GiB"; close names are {", ".join(closest(text))}',
+        )
     if size <= 0:
         raise DeviceError(f"a device of {text} holds nothing", hint='give a size such as "24GiB"')
     return Device(name="cuda:0", kind="gpu", capacity_bytes=size, label=text, source="given")

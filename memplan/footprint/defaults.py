@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from memplan.errors import UsageError
+from memplan.footprint.vision import image_count, parse_size
 from memplan.types import ModelSpec, Workload
 from memplan.units import dtype_name
 
@@ -28,7 +29,20 @@ _TRAIN_ONLY = (
     "precision",
     "loss",
 )
-_INFER_ONLY = ("context", "prefill_chunk", "kv_dtype", "logits")
+_INFER_ONLY = (
+    "draft",
+    "draft_tokens",
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
+    "images",
+    "image_size",
+    "context",
+    "prefill_chunk",
+    "kv_dtype",
+    "cache",
+    "logits",
+)
 
 
 def weight_dtype(options: Mapping[str, Any]) -> str | None:
@@ -81,8 +95,13 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         **_defaults(task, spec, engine),
     }
     values |= {name: value for name, value in given.items() if name != "dtype"}
+    if values.get("lora_slots") is not None:
+        values["lora_targets"] = values.get("lora_targets") or "all-linear"
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
+    _check_cache(values)
+    values |= _images(values, spec)
+    values |= _draft(values)
     known = {field.name for field in fields(Workload)}
     workload = Workload(**{name: value for name, value in values.items() if name in known})
     assumed = tuple(
@@ -92,6 +111,69 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         and getattr(workload, field.name) is not None
     )
     return Workload(**{**values, "assumed": assumed})
+
+
+def _images(values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """Return the size of the images, after a check that model and context take them."""
+    images, size = values.get("images"), values.get("image_size")
+    if not images:
+        if size is None:
+            return {}
+        raise UsageError("--image-size is that of no image", hint="add --images 1")
+    if spec.vision is None:
+        raise UsageError(
+            f"memplan knows no tower of {spec.name} that sees images",
+            hint="name the original model (folder, config.json, Hub id), or leave --images out",
+        )
+    width, height = parse_size(size, spec.vision)
+    needed = images * image_count(spec.vision, width, height).tokens
+    if needed > values["context"]:
+        raise UsageError(
+            f"{images} image(s) of {width}x{height} take {needed} tokens, and the context has "
+            f"{values['context']}",
+            hint=f"--context {needed + _TEXT_TOKENS}, smaller images or fewer",
+        )
+    return {"image_size": f"{width}x{height}"}
+
+
+_TEXT_TOKENS = 512
+"""Tokens of text that the hint leaves room for."""
+
+
+def _draft(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tokens that are drafted at once: the engine's own number where it has one."""
+    if values.get("draft") is None:
+        if values.get("draft_tokens") is None:
+            return {}
+        raise UsageError("--draft-tokens without what drafts them", hint="add --draft MODEL")
+    own = values.get("draft_tokens") or _DRAFTED.get(values["runtime"])
+    if own is None:
+        raise UsageError(
+            f"{values['runtime']} has no number of drafted tokens of its own",
+            hint="add --draft-tokens 3",
+        )
+    return {"draft_tokens": own}
+
+
+_DRAFTED = {"transformers": 20, "llama.cpp": 16}
+"""Tokens drafted at once where nobody says: GenerationConfig.num_assistant_tokens, --draft-max."""
+
+
+def _check_cache(values: Mapping[str, Any]) -> None:
+    """Refuse a cache that the engine does not have, or not in this type."""
+    cache, name = values.get("cache"), str(values["kv_dtype"])
+    if cache is None:
+        return
+    if values["runtime"] != "transformers":
+        raise UsageError(
+            f"--cache belongs to transformers; {values['runtime']} has one kind of cache",
+            hint="leave --cache out, or add --runtime transformers",
+        )
+    if cache != "dynamic" and (name in _QUANTISED_CACHES or name.startswith("float8")):
+        raise UsageError(
+            f"transformers has no {cache} cache in {name}: a quantized cache is a kind of its own",
+            hint="leave out --cache or --kv-dtype",
+        )
 
 
 _CACHE_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "auto": "bfloat16"}
@@ -106,6 +188,8 @@ def cache_dtype(name: str, engine: str) -> str:
     if engine == "llama.cpp":
         back = {long: short for short, long in _CACHE_NAMES.items() if short != "auto"}
         return back.get(plain, plain)
+    if engine == "exllama":
+        return "float16" if plain in ("fp16", "f16", "auto") else plain
     plain = _CACHE_NAMES.get(plain, plain)
     if plain.startswith("fp8"):
         return "float8_e5m2" if "e5m2" in plain else "float8_e4m3fn"
@@ -156,9 +240,10 @@ def _refuse_foreign(given: Mapping[str, Any], task: str) -> None:
 def _defaults(task: str, spec: ModelSpec, engine: str) -> dict[str, Any]:
     tokens = min(DEFAULT_TOKENS, spec.max_context or DEFAULT_TOKENS)
     if task == "infer":
-        kv_dtype = "f16" if engine == "llama.cpp" else compute_dtype(spec)
-        logits = {"logits": "last"} if engine == "transformers" else {}
-        return {"context": tokens, "kv_dtype": kv_dtype, **logits}
+        fixed = {"llama.cpp": "f16", "exllama": "float16"}
+        kv_dtype = fixed.get(engine) or compute_dtype(spec)
+        own = {"logits": "last", "cache": "dynamic"} if engine == "transformers" else {}
+        return {"context": tokens, "kv_dtype": kv_dtype, **own}
     precision = "fp32" if spec.dtype == "float32" else "bf16"
     return {
         # A float16 file is trained in bfloat16 unless a precision is named: the same bytes.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
+from memplan.footprint.overhead import Cost
+from memplan.footprint.tower import with_images
 from memplan.runtimes import runtime, trainer
 from memplan.types import Footprint, Line, ModelSpec, Workload
 from memplan.units import MIB
@@ -20,6 +23,8 @@ def estimate(
     *,
     kind: Literal["gpu", "cpu"] = "gpu",
     baseline: int | None = None,
+    costs: Sequence[Cost] = (),
+    beside: Sequence[Line] = (),
 ) -> Footprint:
     """Return what a workload needs at its peak on one device that holds everything.
 
@@ -28,6 +33,8 @@ def estimate(
         workload: complete, as `memplan.footprint.defaults.complete` returns it.
         kind: "gpu", or "cpu" when the host itself computes; it decides the fixed overhead.
         baseline: measured RSS of the interpreter in bytes, if known.
+        costs: what the GPU's context and libraries take, if known.
+        beside: lines of what else runs there (`memplan.footprint.draft`).
 
     Raises UnsupportedModelError when the model's shapes are unknown or a layer has no rule.
     """
@@ -37,13 +44,15 @@ def estimate(
             hint="put its config.json beside the weights",
         )
     engine = runtime(workload.runtime)
+    spec = with_images(spec, workload)
     lines = [_weights(spec), *_buffers(spec, workload)]
     if workload.task == "infer":
         lines += engine.cache_lines(spec, workload)
         lines.append(engine.activation_line(spec, workload))
     else:
         lines += _training(spec, workload, kind)
-    return Footprint(lines=(*lines, engine.overhead_line(kind, baseline)))
+    lines += beside
+    return Footprint(lines=(*lines, engine.overhead_line(kind, baseline, costs)))
 
 
 def _weights(spec: ModelSpec) -> Line:

@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from memplan.types import Line
 from memplan.units import GIB, MIB
 
-__all__ = ["context_line", "host_line", "overhead_line"]
+__all__ = ["Cost", "context_line", "cost_line", "host_line", "overhead_line"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One thing that a process takes on a GPU beside tensors, as an interval."""
+
+    name: str
+    """"context", "cublas workspace", "nccl" ..."""
+    bytes: int
+    """What to count on."""
+    low_bytes: int
+    """Lower end."""
+    high_bytes: int
+    """Upper end."""
+    source: str
+    """Where it was published."""
+
+
+def cost_line(costs: Sequence[Cost]) -> Line:
+    """Return all costs as one line; its ends are the sums of theirs, so they are bounds."""
+    names = ", ".join(f"{cost.name} {cost.bytes / MIB:.0f} MiB" for cost in costs)
+    return Line(
+        part="overhead",
+        bytes=sum(cost.bytes for cost in costs),
+        low_bytes=sum(cost.low_bytes for cost in costs),
+        high_bytes=sum(cost.high_bytes for cost in costs),
+        basis="assumed",
+        source=f"{names}: published",
+    )
+
 
 _CUBLAS_BYTES = 8_519_680
 """cuBLAS workspace of PyTorch: 2 x 4096 KiB + 8 x 16 KiB (32 MiB on sm_90); source:
 aten/src/ATen/cuda/CublasHandlePool.cpp. It lives in the caching allocator."""
 
 
-def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
+def overhead_line(
+    kind: Literal["gpu", "cpu"], baseline: int | None = None, costs: Sequence[Cost] = ()
+) -> Line:
     """Return the fixed cost of a process on the device that computes.
 
     Args:
         kind: "gpu": context and workspaces; "cpu": the interpreter and its libraries.
         baseline: measured RSS of the interpreter in bytes (`memplan.devices.baseline`), if known.
+        costs: what is known of this GPU (`memplan.devices.overhead`); none = of any GPU.
     """
     if kind == "gpu":
-        return context_line()
+        return cost_line(costs) if costs else context_line()
     if baseline is None:
         return Line(
             part="overhead",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import lru_cache
 from typing import Any
 
 from memplan.errors import BadModelError, UnitError
@@ -82,7 +83,7 @@ def _entry(name: str, info: Any, where: str) -> tuple[int, int, Tensor]:
     try:
         shape = tuple(info["shape"])
         begin, end = info["data_offsets"]
-        dtype = dtype_name(info["dtype"])
+        dtype = _dtype(info["dtype"])
     except UnitError as error:
         raise BadModelError(
             f"{where}: tensor {name!r} has the {error}", hint="upgrade memplan, or check the file"
@@ -100,6 +101,9 @@ def _entry(name: str, info: Any, where: str) -> tuple[int, int, Tensor]:
     if end - begin != expected:
         raise _bad(where, f"tensor {name!r} takes {end - begin} bytes, its shape {expected}")
     return begin, end, Tensor(name=name, shape=shape, dtype=dtype, bytes=expected)
+
+
+_dtype = lru_cache(maxsize=64)(dtype_name)
 
 
 def _refuse_constant(name: str) -> float:

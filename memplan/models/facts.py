@@ -7,13 +7,13 @@ family rules: transformers 5 configuration classes (each rule names its family).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.errors import BadModelError
 from memplan.models.attention import attention_layer
 from memplan.models.kinds import layer_kinds
-from memplan.models.numbers import check_sizes, number, text_config
+from memplan.models.numbers import check_sizes, number, numbers, text_config
 from memplan.models.states import layer_states
 from memplan.types import Layer, Tensor
 
@@ -143,14 +143,30 @@ def _layers(
     cross = _cross_tokens(config, text, model_type)
     kinds = layer_kinds(config, text, count)
     known: dict[Any, Layer] = {}
+    seeing = set(numbers(text, "cross_attention_layers"))
     layers = []
     for position, kind in enumerate(kinds):
         own, changed = _own(text, position, count)
-        key = (kind, changed)
+        key = (kind, changed, position in seeing)
         if key not in known:
-            known[key] = _layer(own, model_type, kind, key_width, cross)
+            layer = _layer(own, model_type, kind, key_width, cross)
+            known[key] = _seeing(own, model_type, layer) if position in seeing else layer
         layers += [known[key]] * (2 if model_type == "longcat_flash" else 1)
     return tuple(layers)
+
+
+def _seeing(own: Mapping[str, Any], model_type: str, layer: Layer) -> Layer:
+    """Return a layer that caches images alone, with the widths that it has once it sees one."""
+    wide = attention_layer(
+        own,
+        model_type,
+        "full_attention",
+        intermediate=layer.intermediate,
+        key_width=None,
+        states=(),
+        cross_tokens=None,
+    )
+    return replace(wide, kind="none")
 
 
 def _layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ __all__ = [
     "read_json",
     "read_safetensors",
     "read_sharded",
+    "regular_size",
 ]
 
 MAX_JSON_BYTES = 64 * 1024**2
@@ -33,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     valid JSON, holds NaN, is nested too deeply, or is no object.
     """
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         if size > MAX_JSON_BYTES:
             raise BadModelError(
                 f"{path} has {size} bytes: too large for a config or an index",
@@ -45,6 +47,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadModelError(f"cannot read {path}: {error.strerror or error}") from error
     return parse_json(data, str(path))
+
+
+def regular_size(path: Path) -> int:
+    """Return the bytes of a plain file.
+
+    Raises BadModelError for a pipe, a device or a folder (reading one might never end), and
+    OSError.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BadModelError(f"{path} is no plain file", hint="name a file or a model's folder")
+    return status.st_size
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
@@ -73,8 +87,9 @@ def read_safetensors(path: Path) -> tuple[Tensor, ...]:
     Raises ModelNotFoundError and BadModelError.
     """
     try:
+        size = regular_size(path)
         with path.open("rb") as file:
-            return read_head(_Opened(file, path.stat().st_size), str(path))
+            return read_head(_Opened(file, size), str(path))
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"{path} does not exist", hint="is a shard missing?") from error
     except OSError as error:

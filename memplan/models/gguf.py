@@ -13,6 +13,7 @@ from typing import Any
 from memplan.errors import BadModelError, ModelNotFoundError
 from memplan.formats.gguf import Source, read_gguf
 from memplan.models.active import active_parameters
+from memplan.models.files import regular_size
 from memplan.models.gguf_layers import gguf_facts
 from memplan.types import ModelSource, ModelSpec, Tensor
 
@@ -28,7 +29,7 @@ class LocalFile:
         """Remember the path. Raises ModelNotFoundError and BadModelError."""
         self._path = path
         try:
-            self.size = path.stat().st_size
+            self.size = regular_size(path)
             self._file = path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise ModelNotFoundError(

@@ -59,9 +59,18 @@ def hub_spec(
         config_path=config_path,
         trust_remote_code=trust_remote_code,
         source="hub",
+        preprocessor=_preprocessor(repo),
         origin=f"{'headers' if tensors else 'config.json'} of {repo.origin()}",
     )
     return loader.load(config, tensors, dtype=dtype, exact_modules=exact_modules)
+
+
+def _preprocessor(repo: Repo) -> dict[str, Any] | None:
+    """Return how images are cut, where the repository says so."""
+    name = "preprocessor_config.json"
+    if name not in repo.names:
+        return None
+    return parse_json(repo.read(name, MAX_JSON_BYTES), f"{repo.id}/{name}")
 
 
 def _read(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from memplan.models.numbers import architecture, number, words
+from memplan.models.numbers import architecture, number, numbers, words
 
 __all__ = ["layer_kinds"]
 
@@ -82,7 +82,7 @@ def layer_kinds(config: Mapping[str, Any], text: Mapping[str, Any], count: int) 
     kinds = _listed(text, count) or _by_family(config, text, model_type, count)
     if model_type in _ALWAYS_BOTH:
         kinds = ["hybrid"] * count
-    for position in _numbers(text, "cross_attention_layers"):
+    for position in numbers(text, "cross_attention_layers"):
         if position < count:
             kinds[position] = "none"
     shared = number(text, "num_kv_shared_layers", default=0)
@@ -136,7 +136,7 @@ def _is_encoder(config: Mapping[str, Any], text: Mapping[str, Any], model_type: 
 def _windows(text: Mapping[str, Any], model_type: str, count: int) -> list[str]:
     """Sliding or chunked layers by their period; all sliding where a window has no period."""
     if text.get("attention_chunk_size") and model_type.startswith("llama4"):
-        ropeless = _numbers(text, "no_rope_layers")
+        ropeless = numbers(text, "no_rope_layers")
         if len(ropeless) >= count:
             return ["chunked_attention" if ropeless[i] else "full_attention" for i in range(count)]
         period = number(text, "no_rope_layer_interval", default=4) or 4
@@ -162,18 +162,11 @@ def _periodic(kind: str, period: int, count: int, other: str = "full_attention")
     return [kind if (i + 1) % period else other for i in range(count)]
 
 
-def _numbers(text: Mapping[str, Any], key: str) -> list[int]:
-    value = text.get(key)
-    if not isinstance(value, list):
-        return []
-    return [item for item in value if isinstance(item, int) and item >= 0]
-
-
 def _chosen(key: str, other: str) -> Callable[[Mapping[str, Any], int], list[str]]:
     """The layers whose positions are listed are attention, the others `other`."""
 
     def rule(text: Mapping[str, Any], count: int) -> list[str]:
-        wanted = set(_numbers(text, key))
+        wanted = set(numbers(text, key))
         return ["full_attention" if i in wanted else other for i in range(count)]
 
     return rule
@@ -186,7 +179,7 @@ def _jamba(text: Mapping[str, Any], count: int) -> list[str]:
 
 
 def _zamba(text: Mapping[str, Any], count: int) -> list[str]:
-    both = set(_numbers(text, "hybrid_layer_ids"))
+    both = set(numbers(text, "hybrid_layer_ids"))
     return ["hybrid" if i in both else "state" for i in range(count)]
 
 
@@ -201,7 +194,7 @@ def _group(text: Mapping[str, Any], count: int) -> list[str]:
 def _kimi(text: Mapping[str, Any], count: int) -> list[str]:
     """Positions count from 1."""
     inner = text["linear_attn_config"]
-    listed = _numbers(inner, "full_attn_layers") if isinstance(inner, Mapping) else []
+    listed = numbers(inner, "full_attn_layers") if isinstance(inner, Mapping) else []
     return ["full_attention" if i + 1 in listed else "state" for i in range(count)]
 
 
@@ -212,7 +205,7 @@ def _minimax(text: Mapping[str, Any], count: int) -> list[str]:
 
 def _mimo(text: Mapping[str, Any], count: int) -> list[str]:
     """1 = sliding, 0 = global."""
-    pattern = _numbers(text, "hybrid_layer_pattern")
+    pattern = numbers(text, "hybrid_layer_pattern")
     if len(pattern) < count:
         return _windows(text, "", count)
     return _flags(text, "hybrid_layer_pattern", count, on="sliding_attention")
@@ -221,13 +214,13 @@ def _mimo(text: Mapping[str, Any], count: int) -> list[str]:
 def _flags(
     text: Mapping[str, Any], key: str, count: int, *, on: str, off: str = "full_attention"
 ) -> list[str]:
-    flags: Sequence[int] = [*_numbers(text, key), *([0] * count)]
+    flags: Sequence[int] = [*numbers(text, key), *([0] * count)]
     return [on if flags[i] else off for i in range(count)]
 
 
 def _deepseek4(text: Mapping[str, Any], count: int) -> list[str]:
     """0 = the window alone, else tokens per compressed entry."""
-    ratios = [*_numbers(text, "compress_ratios"), *([0] * count)]
+    ratios = [*numbers(text, "compress_ratios"), *([0] * count)]
     return ["compressed_attention" if ratios[i] else "sliding_attention" for i in range(count)]
 
 

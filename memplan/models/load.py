@@ -10,6 +10,7 @@ from typing import Any
 from memplan.errors import MissingDependencyError, UsageError
 from memplan.hub.names import HubName, parse_name
 from memplan.hub.ranges import HubRefusedError, HubUnreachableError
+from memplan.models.adapters import with_adapters
 from memplan.models.catalog import find_model
 from memplan.models.ggml_quant import is_mix, to_ggml
 from memplan.models.hub_model import hub_spec
@@ -34,13 +35,31 @@ def load_model(
         argument: see `memplan.models.resolve`; where no such file is, a name of the
             catalogue, "module.path:callable", or a Hub id (`memplan.hub.names`).
         dtype: torch's name of the dtype that plain weights are loaded in; None = the model's.
-        options: names and values of the command line; "quant" and "runtime" count here.
+        options: names and values of the command line; "quant", "runtime" and "lora_*" count here.
         exact_modules: build the model where a file's names might not be those of its modules.
         trust_remote_code: run Python code from the model's folder.
 
     Raises what `resolve` raises, and UsageError for a quantization that does not exist or does
     not go with the runtime.
     """
+    spec = _loaded(
+        argument,
+        dtype=dtype,
+        options=options,
+        exact_modules=exact_modules,
+        trust_remote_code=trust_remote_code,
+    )
+    return with_adapters(spec, options)
+
+
+def _loaded(
+    argument: str,
+    *,
+    dtype: str | None,
+    options: Mapping[str, Any],
+    exact_modules: bool,
+    trust_remote_code: bool,
+) -> ModelSpec:
     spec = _read(
         argument, dtype=dtype, exact_modules=exact_modules, trust_remote_code=trust_remote_code
     )
@@ -69,7 +88,12 @@ def load_model(
     from memplan.formats.quantized import parse_scheme
     from memplan.models.quantize import quantize
 
-    return quantize(spec, None, parse_scheme(quant))
+    scheme = parse_scheme(quant)
+    if engine == "exllama" and scheme.family != "exl3":
+        raise UsageError(
+            f"exllama has no quantization {quant!r}", hint="such as exl3-4bpw or exl3-3.5bpw"
+        )
+    return quantize(spec, None, scheme)
 
 
 def _read(argument: str, **options: Any) -> ModelSpec:

@@ -23,6 +23,7 @@ from memplan.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
+from memplan.models.numbers import architecture
 from memplan.types import Tensor
 from memplan.versions import installed_version
 
@@ -132,8 +133,8 @@ def _as_type(config_class: Any, raw: Mapping[str, Any], config_path: Path) -> An
 
 
 def _build(torch: Any, transformers: Any, config: Any, *, trust_remote_code: bool) -> Any:
-    names = config.architectures if isinstance(config.architectures, list) else []
-    cls = getattr(transformers, names[0], None) if names else None
+    name = architecture({"architectures": config.architectures})
+    cls = getattr(transformers, name, None) if name else None
     try:
         with torch.device("meta"):
             if cls is not None and hasattr(cls, "_from_config"):

@@ -14,6 +14,7 @@ from memplan.models.active import active_parameters
 from memplan.models.facts import Facts, read_facts
 from memplan.models.meta import module_tensors, plain_config
 from memplan.models.numbers import architecture
+from memplan.models.vision import read_vision
 from memplan.types import ModelSpec
 
 __all__ = ["is_callable_name", "module_spec"]
@@ -115,4 +116,5 @@ def _spec(argument: str, model: Any) -> ModelSpec:
             chosen=facts.experts_per_token if facts else None,
         ),
         experts_per_token=facts.experts_per_token if facts else None,
+        vision=read_vision(config),
     )

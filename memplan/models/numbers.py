@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.errors import BadModelError
 
-__all__ = ["MAX_NUMBER", "architecture", "check_sizes", "number", "text_config", "words"]
+__all__ = ["MAX_NUMBER", "architecture", "check_sizes", "number", "numbers", "text_config", "words"]
 
 _TEXT_KEYS = (
     *("text_config", "llm_config", "language_config", "decoder", "text_cfg", "global_config"),
@@ -88,6 +88,14 @@ def check_sizes(config: Mapping[str, Any]) -> None:
                 f"config.json: {key} is {_short(value)}, not a sensible number",
                 hint="check the config file",
             )
+
+
+def numbers(config: Mapping[str, Any], key: str) -> list[int]:
+    """Return the whole numbers from 0 of a list, or nothing."""
+    value = config.get(key)
+    if not isinstance(value, list):
+        return []
+    return [item for item in value if isinstance(item, int) and item >= 0]
 
 
 def words(config: Mapping[str, Any], *keys: str) -> list[str] | None:

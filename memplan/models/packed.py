@@ -95,9 +95,9 @@ def logical(tensors: Sequence[Tensor], scheme: Scheme | None = None) -> tuple[Te
     shape is one of the same number of elements. Unknown names stay as they are.
     """
     lasts = {tensor.name.rpartition(".")[2] for tensor in tensors}
-    plain = not any("_proj_" in last for last in lasts)
-    plain = plain and not any(".weight." in tensor.name for tensor in tensors)
-    if plain and _SCALES & lasts and {last for last in lasts if _kind(last)} <= _SCALED:
+    deep = any("_proj_" in last for last in lasts)
+    deep = deep or any(".weight." in tensor.name for tensor in tensors)
+    if not deep and _SCALES & lasts and {last for last in lasts if _kind(last)} <= _SCALED:
         folded = _with_scales(tensors, scheme)
         if folded is not None:
             return folded
@@ -169,25 +169,25 @@ def _with_scales(tensors: Sequence[Tensor], scheme: Scheme | None) -> tuple[Tens
     scales: dict[str, int] = {}
     weights = []
     for tensor in tensors:
-        stem, _, last = tensor.name.rpartition(".")
-        if last == "weight" or last not in _SCALED:
-            weights.append(tensor)
-        else:
+        name = tensor.name
+        if "scale" in name and name.rpartition(".")[2] in _SCALES:
+            stem = name.rpartition(".")[0]
             scales[stem] = scales.get(stem, 0) + tensor.bytes
+        else:
+            weights.append(tensor)
+    label = scheme.name if scheme else None
     result = []
     for tensor in weights:
-        stem, _, last = tensor.name.rpartition(".")
-        extra = scales.pop(stem, 0) if last == "weight" else 0
-        if extra and not tensor.dtype.startswith(_SAME_SHAPE):
+        name = tensor.name
+        extra = scales.pop(name[:-7], 0) if name.endswith(".weight") else 0
+        if not extra:
+            result.append(tensor)
+        elif tensor.dtype.startswith(_SAME_SHAPE):
+            kind, size = label or tensor.dtype, tensor.bytes + extra
+            result.append(Tensor(name=name, shape=tensor.shape, dtype=kind, bytes=size))
+        else:
             return None
-        label = scheme.name if scheme else tensor.dtype
-        result.append(_bigger(tensor, extra, label) if extra else tensor)
     return None if scales else tuple(result)
-
-
-def _bigger(tensor: Tensor, extra: int, label: str) -> Tensor:
-    size = tensor.bytes + extra
-    return Tensor(name=tensor.name, shape=tensor.shape, dtype=label, bytes=size)
 
 
 def _packed(group: _Group) -> bool:

@@ -17,20 +17,24 @@ from typing import Any
 
 from memplan.errors import BadModelError, ModelNotFoundError, UnsupportedModelError
 from memplan.models.active import active_parameters
+from memplan.models.annotations import check_values
 from memplan.models.facts import read_facts, text_config
 from memplan.models.files import read_json, read_safetensors, read_sharded
 from memplan.models.gguf import gguf_spec, read_local
 from memplan.models.inventory import load_inventory, save_inventory
+from memplan.models.mtp import mtp_layers, split_mtp
 from memplan.models.numbers import architecture
 from memplan.models.packed import has_companions, logical
 from memplan.models.quantize import quantize
 from memplan.models.stored import stored_scheme
+from memplan.models.vision import read_vision
 from memplan.types import ModelSource, ModelSpec, Tensor
 from memplan.units import DTYPE_BITS, dtype_name
 
 __all__ = ["Loader", "resolve", "weight_file"]
 
 _SINGLE = "model.safetensors"
+_PREPROCESSOR = "preprocessor_config.json"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -66,8 +70,15 @@ def resolve(
         path=str(path),
         config_path=(lambda: config_path) if config_path else None,
         trust_remote_code=trust_remote_code,
+        preprocessor=_beside(config_path, _PREPROCESSOR),
     )
     return loader.load(config, tensors, dtype=dtype, exact_modules=exact_modules)
+
+
+def _beside(config_path: Path | None, name: str) -> dict[str, Any] | None:
+    """Return a JSON file that lies beside the config, or None."""
+    path = config_path.parent / name if config_path else None
+    return read_json(path) if path and path.is_file() else None
 
 
 def _as_stored(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
@@ -217,6 +228,8 @@ class Loader:
     """Where it was read, when that is not told by what was read."""
     origin: str = ""
     """The same in words."""
+    preprocessor: Mapping[str, Any] | None = None
+    """The parsed preprocessor_config.json, if there is one."""
 
     def load(
         self,
@@ -242,7 +255,21 @@ class Loader:
             wanted = dtype or _config_dtype(config) or packed
             built, filled = self.inventory(config, wanted)
             return _as_stored(self.spec(filled, built, "config", exact=True), config)
-        tensors = _unpacked(tensors, config)
+        tensors, ahead = split_mtp(config, _unpacked(tensors, config))
+        spec = self._stored(config, tensors, dtype=dtype, exact_modules=exact_modules)
+        wanted = dtype or (_config_dtype(config) if config else None)
+        ahead = tuple(_convert(tensor, wanted) for tensor in ahead) if wanted else ahead
+        return replace(spec, mtp=ahead, mtp_layers=mtp_layers(ahead)) if ahead else spec
+
+    def _stored(
+        self,
+        config: dict[str, Any] | None,
+        tensors: tuple[Tensor, ...],
+        *,
+        dtype: str | None,
+        exact_modules: bool,
+    ) -> ModelSpec:
+        """Return the model of a checkpoint's tensors."""
         wanted = dtype or (_config_dtype(config) if config else None)
         converted = tuple(_convert(tensor, wanted) for tensor in tensors) if wanted else tensors
         if config is None:
@@ -264,6 +291,8 @@ class Loader:
         from memplan.models.meta import build_inventory
 
         read_facts(config)
+        if not self.trust_remote_code:
+            check_values(config)
         assert self.config_path is not None
         tensors, filled = build_inventory(
             self.config_path(), dtype=dtype, trust_remote_code=self.trust_remote_code
@@ -307,6 +336,7 @@ class Loader:
                 chosen=facts.experts_per_token if facts else None,
             ),
             experts_per_token=facts.experts_per_token if facts else None,
+            vision=read_vision(config, self.preprocessor) if config is not None else None,
         )
 
 

@@ -15,13 +15,20 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import re
+import time
 from collections.abc import Iterable
+from typing import Any
 
+from memplan.errors import BadModelError
 from memplan.models.linears import FP32_MODULES, module_of, output_matrix
 from memplan.types import ModelSpec
 
 __all__ = ["ModuleNames", "always_skipped", "default_skips"]
 
+BUDGET_S = 2.0
+"""Seconds for all matches of one list."""
+MAX_PATTERN = 4096
+"""Longest pattern that is read, characters."""
 _PLAIN = re.compile(r"[\w.\-]+")
 _FIRST = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
 _PREFIXES = ("", "model.", "language_model.model.", "model.language_model.")
@@ -56,12 +63,14 @@ def always_skipped(model_type: str | None) -> tuple[str, ...]:
 class ModuleNames:
     """A list of modules in any of the three notations, read once and asked often.
 
-    A pattern that is no valid expression means nothing.
+    A pattern that is no valid expression means nothing. Patterns come from a file, so all of them
+    together have two seconds for a model.
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._plain: set[str] = set()
-        self._expressions: list[re.Pattern[str]] = []
+        self._expressions: list[Any] = []
+        self._left_s = BUDGET_S
         for pattern in dict.fromkeys(patterns):
             self._add(pattern)
         self._ends = tuple(sorted(self._plain))
@@ -77,8 +86,11 @@ class ModuleNames:
             self._compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
 
     def _compile(self, expression: str) -> None:
-        with contextlib.suppress(re.error, RecursionError, OverflowError):
-            self._expressions.append(re.compile(expression))
+        import regex  # has a time limit, which re has not
+
+        with contextlib.suppress(regex.error, RecursionError, OverflowError, MemoryError):
+            if len(expression) <= MAX_PATTERN:
+                self._expressions.append(regex.compile(expression))
 
     def hold(self, name: str) -> bool:
         """Say whether the module of a tensor is meant; of fused experts also a single one's."""
@@ -90,7 +102,19 @@ class ModuleNames:
         parts = module.split(".")
         if any(".".join(parts[:count]) in self._plain for count in range(1, len(parts))):
             return True
-        return any(expression.match(module) for expression in self._expressions)
+        return any(self._matches(expression, module) for expression in self._expressions)
+
+    def _matches(self, expression: Any, module: str) -> bool:
+        start = time.perf_counter()
+        try:
+            found = expression.match(module, timeout=max(self._left_s, 0.001))
+        except TimeoutError as error:
+            raise BadModelError(
+                f"config.json: the pattern {expression.pattern[:60]!r} takes forever to match",
+                hint="check the list of modules that are not quantized",
+            ) from error
+        self._left_s -= time.perf_counter() - start
+        return found is not None
 
 
 def _short(name: str) -> str:

@@ -86,9 +86,14 @@ _CLOSED_LIST = ("compressed-tensors", "modelopt", "modelopt-fp4")
 def _fp8(found: Mapping[str, Any]) -> Scheme | None:
     """Fine-grained FP8; DeepSeek-V4 keeps its experts in FP4, modelopt names layers in NVFP4."""
     block = found.get("weight_block_size")
+    if block is not None and not _is_block(block):
+        raise BadModelError(
+            f"config.json: weight_block_size is {block!r}, not two numbers of 1 or more",
+            hint="check the config file",
+        )
     static = found.get("activation_scheme") == "static"
     scheme = replace(parse_scheme("fp8-tensor"), static=static)
-    if isinstance(block, list) and block and isinstance(block[0], int) and block[0] > 0:
+    if block is not None:
         scale = 1 if found.get("scale_fmt") == "ue8m0" else 4
         scheme = replace(parse_scheme("fp8"), group=block[0], scale_bytes=scale, static=static)
     if found.get("quantized_layers"):
@@ -99,6 +104,12 @@ def _fp8(found: Mapping[str, Any]) -> Scheme | None:
     return scheme
 
 
+def _is_block(block: Any) -> bool:
+    if not isinstance(block, list) or len(block) != 2:
+        return False
+    return all(isinstance(side, int) and 0 < side < _MAX_GROUP for side in block)
+
+
 def _mx(name: str) -> Scheme:
     return Scheme(name=name, family="mx-packed", bits=4, group=32, scale_bytes=1)
 
@@ -106,7 +117,7 @@ def _mx(name: str) -> Scheme:
 def _integer(family: str, found: Mapping[str, Any]) -> Scheme:
     bits = number(found, "bits", "w_bit", default=4)
     group = found.get("group_size", found.get("q_group_size", 128))
-    valid = isinstance(group, int) and -1 <= group < _MAX_GROUP
+    valid = isinstance(group, int) and -1 <= group < _MAX_GROUP and group != 0
     if bits not in (2, 3, 4, 8) or not valid:
         raise BadModelError(
             f"config.json: {family} of {bits!r} bits, group {group!r}",

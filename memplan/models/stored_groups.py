@@ -56,6 +56,11 @@ def compressed(found: Mapping[str, Any]) -> Scheme | None:
     Raises BadModelError for numbers that make no sense.
     """
     groups = found.get("config_groups")
+    if groups is not None and not isinstance(groups, Mapping):
+        raise BadModelError(
+            f"config.json: config_groups is {str(groups)[:60]}, not an object",
+            hint="check the config file",
+        )
     main: Scheme | None = None
     parts: list[tuple[str, Scheme]] = []
     for group in groups.values() if isinstance(groups, Mapping) else ():

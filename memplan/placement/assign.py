@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from memplan.errors import UsageError
 from memplan.footprint.lines import exact_line
+from memplan.footprint.tower import with_images
 from memplan.placement.loads import Assignment, budget, spill
 from memplan.placement.solve import Fill, fill_one, split_layers
 from memplan.placement.units import Unit
@@ -22,6 +23,8 @@ def assign(
     footprint: Footprint,
     units: Sequence[Unit],
     devices: Sequence[Device],
+    *,
+    beside: Sequence[Line] = (),
 ) -> Assignment:
     """Decide what lives where.
 
@@ -32,9 +35,11 @@ def assign(
         units: its pieces.
         devices: GPUs (several share layers), then host memory, then disk. Without a GPU the host
             computes.
+        beside: lines of the footprint that stay whole on the first computing device.
 
     Raises UsageError for a set of devices that memplan cannot plan for.
     """
+    spec = with_images(spec, workload)
     gpus = [device for device in devices if device.kind == "gpu"]
     computing = gpus or [device for device in devices if device.kind == "cpu"]
     slow = [device for device in devices if device not in computing]
@@ -45,9 +50,39 @@ def assign(
             raise UsageError(
                 "training is planned on one device at a time", hint="give one --device"
             )
-        layers = _Several(spec, workload, footprint, units)
+        layers = _Several(spec, workload, footprint, units, beside)
         return layers.assignment(computing, slow)
-    return _one(workload, footprint, units, computing[0], slow)
+    hosted = _hosted(spec, workload, computing[0], slow)
+    return _one(workload, footprint, units, computing[0], slow, hosted=hosted)
+
+
+def _hosted(
+    spec: ModelSpec, workload: Workload, main: Device, slow: Sequence[Device]
+) -> tuple[Line, ...]:
+    """Return what an offloaded cache keeps in host memory while a GPU computes."""
+    lines = _offloaded(spec, workload)
+    if lines is None:
+        return ()
+    if main.kind != "gpu":
+        raise UsageError(
+            "an offloaded cache lies in host memory, and here the host computes",
+            hint="leave --cache out, or add a GPU by --device",
+        )
+    if not any(device.kind == "cpu" for device in slow):
+        raise UsageError(
+            "an offloaded cache needs host memory, and there is none",
+            hint="give --host-memory, or leave --cache out",
+        )
+    return (lines[1],)
+
+
+def _offloaded(spec: ModelSpec, workload: Workload) -> tuple[Line, Line] | None:
+    """Return an offloaded cache's lines on the device and in host memory."""
+    rule = getattr(runtime(workload.runtime), "offloaded_lines", None)
+    if rule is None or workload.task == "train":
+        return None
+    lines: tuple[Line, Line] | None = rule(spec, workload)
+    return lines
 
 
 def _one(
@@ -56,8 +91,11 @@ def _one(
     units: Sequence[Unit],
     main: Device,
     slow: Sequence[Device],
+    *,
+    hosted: Sequence[Line],
 ) -> Assignment:
-    fixed = tuple(line for line in footprint.lines if line.part != "weights")
+    own = _own_weights(footprint)
+    fixed = tuple(line for line in footprint.lines if line is not own)
     everything = Fill(frozenset(unit.position for unit in units), 0)
     if workload.task == "train" or not slow:
         fill = everything
@@ -68,7 +106,7 @@ def _one(
     resident = [unit for unit in units if unit.position in fill.resident]
     streamed = [unit for unit in units if unit.position not in fill.resident]
     lines = [_weights(footprint, resident), *fixed, *_reload(fill.reload_bytes)]
-    where, slow_lines, held = spill(streamed, slow, gpu=main.kind == "gpu")
+    where, slow_lines, held = spill(streamed, slow, gpu=main.kind == "gpu", hosted=hosted)
     where |= {unit.position: main.name for unit in resident}
     return Assignment(
         where=where,
@@ -84,9 +122,14 @@ def _nothing(units: Sequence[Unit]) -> Fill:
 
 
 def _weights(footprint: Footprint, units: Sequence[Unit]) -> Line:
-    whole = next(line for line in footprint.lines if line.part == "weights")
+    whole = _own_weights(footprint)
     size = sum(unit.weight_bytes for unit in units)
     return replace(whole, bytes=size, low_bytes=size, high_bytes=size)
+
+
+def _own_weights(footprint: Footprint) -> Line:
+    """Return the model's own weights: the first line of that part (a draft's come later)."""
+    return next(line for line in footprint.lines if line.part == "weights")
 
 
 def _reload(size: int) -> list[Line]:
@@ -124,8 +167,11 @@ class _Several:
         workload: Workload,
         footprint: Footprint,
         units: Sequence[Unit],
+        beside: Sequence[Line],
     ) -> None:
-        self._footprint = footprint
+        self._spec, self._workload = spec, workload
+        self._beside = tuple(beside)
+        self._hosted: tuple[Line, ...] = ()
         self._gpus: Sequence[Device] = ()
         self._slow: Sequence[Device] = ()
         engine = runtime(workload.runtime)
@@ -135,10 +181,15 @@ class _Several:
         outside = sum(size for i, size in enumerate(cache) if i not in layered)
         self._first_cache = outside
         kept = ("activations", "overhead", "buffers")
-        self._fixed = tuple(line for line in footprint.lines if line.part in kept)
+        moving = (_offloaded(spec, workload) or ())[:1]
+        lines = [line for line in footprint.lines if line not in self._beside]
+        fixed = tuple(line for line in lines if line.part in kept)
+        self._fixed = (*moving, *fixed)
+        self._scaled = tuple(x for x in lines if x not in self._fixed)
 
     def assignment(self, gpus: Sequence[Device], slow: Sequence[Device]) -> Assignment:
         self._gpus, self._slow = gpus, slow
+        self._hosted = _hosted(self._spec, self._workload, gpus[0], slow)
         last = [i for i, block in enumerate(self._blocks) if block.units[0].layer is not None]
         for count in range(len(last) + 1 if self._slow else 1):
             streamed = set(last[len(last) - count :])
@@ -152,6 +203,7 @@ class _Several:
         high = bool(streamed)
         budgets = [budget(gpu, self._fixed, high=high) for gpu in self._gpus]
         blocks = [self._blocks[i] for i in streamed]
+        budgets[0] -= sum(line.high_bytes if high else line.bytes for line in self._beside)
         budgets[0] -= self._first_cache + sum(block.cache_bytes for block in blocks)
         budgets[0] -= _largest(blocks)
         stay = [i for i in range(len(self._blocks)) if i not in streamed]
@@ -180,18 +232,20 @@ class _Several:
             gpu.name: self._lines(weights[i], cache[i], reload if i == 0 else 0)
             for i, gpu in enumerate(self._gpus)
         }
+        lines[self._gpus[0].name] += self._beside
         units = [unit for block in away for unit in block.units]
-        elsewhere, slow_lines, held = spill(units, self._slow, gpu=True)
+        elsewhere, slow_lines, held = spill(units, self._slow, gpu=True, hosted=self._hosted)
         where |= elsewhere
         lines |= slow_lines
         return Assignment(where=where, lines=lines, offloaded=held, policy=self._policy(held))
 
     def _lines(self, weights: int, cache: int, reload: int) -> tuple[Line, ...]:
-        shares = {"weights": weights, "kv_cache": cache}
+        caches = [line for line in self._scaled if line.part in ("kv_cache", "state_cache")]
+        first = [line for line in self._scaled if line.part == "weights"] + caches[:1]
         scaled = [
             replace(line, bytes=size, low_bytes=size, high_bytes=size)
-            for line in self._footprint.lines
-            if (size := shares.get(line.part))
+            for line, size in zip(first, (weights, cache), strict=False)
+            if size
         ]
         return (*scaled, *self._fixed, *_reload(reload))
 

@@ -34,7 +34,7 @@ def budget(device: Device, lines: Sequence[Line], *, high: bool) -> int:
 
 
 def spill(
-    units: Sequence[Unit], devices: Sequence[Device], *, gpu: bool
+    units: Sequence[Unit], devices: Sequence[Device], *, gpu: bool, hosted: Sequence[Line] = ()
 ) -> tuple[dict[int, str], dict[str, tuple[Line, ...]], dict[str, int]]:
     """Put the streamed units on the slow devices: host memory first, then disk, largest first.
 
@@ -45,10 +45,11 @@ def spill(
         units: what does not live on a computing device.
         devices: slow devices, fastest first.
         gpu: True when a GPU computes, so that the host's process overhead is charged there.
+        hosted: what else the host memory holds while a GPU computes.
 
     Returns unit position -> device, the lines of each slow device, weight bytes by device.
     """
-    lines = {d.name: (host_line(),) if gpu and d.kind == "cpu" else () for d in devices}
+    lines = {d.name: (*hosted, host_line()) if gpu and d.kind == "cpu" else () for d in devices}
     room = {d.name: budget(d, lines[d.name], high=True) for d in devices}
     where: dict[int, str] = {}
     held = {d.name: 0 for d in devices}

@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import memplan
+from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
+from memplan.footprint.overhead import Cost
+from memplan.footprint.tower import image_tokens
 from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
@@ -34,7 +37,9 @@ def make_plan(
     workload: Workload,
     devices: Sequence[Device],
     *,
+    draft: ModelSpec | None = None,
     baseline: int | None = None,
+    costs: Sequence[Cost] = (),
     created_ns: int = 0,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
@@ -43,29 +48,48 @@ def make_plan(
         spec: the model in the dtype that it is loaded in.
         workload: complete (`memplan.footprint.defaults.complete`).
         devices: GPUs in order, then host memory, then disk.
+        draft: the model that drafts tokens, where "draft" names one.
         baseline: measured RSS of the interpreter in bytes, for plans in which the host computes.
+        costs: what a GPU's context and libraries take, if known.
         created_ns: the caller's clock.
 
     Raises UsageError and UnsupportedModelError.
     """
 
     def replan(other: Workload) -> Plan:
-        return replace(_plan(spec, other, devices, baseline), created_ns=created_ns)
+        return replace(
+            _plan(spec, other, devices, draft=draft, baseline=baseline, costs=costs),
+            created_ns=created_ns,
+        )
 
     plan = replan(workload)
     if plan.verdict.fits:
         return plan
-    changes = tuple(_changes(plan, replan))
+    changes = tuple(_changes(spec, plan, replan))
     return replace(plan, verdict=replace(plan.verdict, changes=changes))
 
 
 def _plan(
-    spec: ModelSpec, workload: Workload, devices: Sequence[Device], baseline: int | None
+    spec: ModelSpec,
+    workload: Workload,
+    devices: Sequence[Device],
+    *,
+    draft: ModelSpec | None,
+    baseline: int | None,
+    costs: Sequence[Cost],
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
-    footprint = estimate(spec, workload, kind="gpu" if gpus else "cpu", baseline=baseline)
+    beside = draft_lines(spec, workload, draft)
+    footprint = estimate(
+        spec,
+        workload,
+        kind="gpu" if gpus else "cpu",
+        baseline=baseline,
+        costs=costs,
+        beside=beside,
+    )
     units = cut(spec)
-    assignment = assign(spec, workload, footprint, units, devices)
+    assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines)
     if len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
@@ -112,7 +136,7 @@ def _verdict(books: Sequence[Ledger], assignment: Assignment) -> Verdict:
 _Replan = Callable[[Workload], Plan]
 
 
-def _changes(plan: Plan, replan: _Replan) -> Iterable[Change]:
+def _changes(spec: ModelSpec, plan: Plan, replan: _Replan) -> Iterable[Change]:
     """Yield single changes that make the plan fit, each at the largest value that does."""
     work = plan.workload
 
@@ -122,7 +146,8 @@ def _changes(plan: Plan, replan: _Replan) -> Iterable[Change]:
 
     if work.task == "infer":
         assert work.context is not None
-        yield from _largest("context", work.context, 256, smaller, "a shorter context")
+        least = 256 + (image_tokens(spec.vision, work) if spec.vision else 0)
+        yield from _largest("context", work.context, least, smaller, "a shorter context")
         chunk = work.prefill_chunk or work.context
         yield from _largest("prefill_chunk", chunk, 256, smaller, "slower prefill, same answer")
     else:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from types import ModuleType
 
 from memplan.errors import UsageError
-from memplan.runtimes import llamacpp, transformers, vllm
+from memplan.runtimes import exllama, llamacpp, transformers, vllm
 
 __all__ = ["RUNTIMES", "runtime", "trainer"]
 
-RUNTIMES: dict[str, ModuleType] = {engine.NAME: engine for engine in (transformers, vllm, llamacpp)}
+RUNTIMES: dict[str, ModuleType] = {
+    engine.NAME: engine for engine in (transformers, vllm, llamacpp, exllama)
+}
 """Name -> module."""
 
 

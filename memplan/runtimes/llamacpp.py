@@ -6,10 +6,12 @@ Held against llama.cpp 0c1e570: `llama-fit-params`, its own dry run, on header-o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError, UsageError
 from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.overhead import Cost, cost_line
 from memplan.formats.ggml import BY_NAME, GgmlType, row_bytes
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import MIB
@@ -129,12 +131,16 @@ def _kv_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
 
 
 def _state_bytes(layer: Layer, workload: Workload) -> int:
-    """Return the recurrent rows, float32: d_conv - 1 inputs and the state (llama-hparams.cpp)."""
+    """Return the recurrent rows, float32: d_conv - 1 inputs and the state (llama-hparams.cpp).
+
+    Drafting keeps a copy for each drafted token, to go back to: 1 + n rows.
+    """
     total = 0
     for state in layer.states:
         rows = state.kernel - 1 if state.kind == "conv" else 1
         total += state.elements * rows
-    return workload.batch * total * _FLOAT
+    copies = 1 + (workload.draft_tokens or 0)
+    return workload.batch * copies * total * _FLOAT
 
 
 def compute_bytes(spec: ModelSpec, workload: Workload) -> int:
@@ -191,13 +197,14 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     output = spec.vocab * _FLOAT * workload.batch
     total = compute + output
     flash = "off" if workload.attention == "eager" else "on"
+    unseen = "; the mmproj file and its buffers come on top" if workload.images else ""
     scale = 1.55 if flash == "off" else 1.25  # older builds do not soften scores in place
     return band_line(
         "activations",
         total,
         low=int(0.8 * total),
         high=int(scale * total) + _routed_bytes(spec, workload) + 32 * MIB,
-        source=f"compute buffer, micro-batch {_ubatch(workload)}, flash attention {flash}",
+        source=f"compute buffer, micro-batch {_ubatch(workload)}, flash attention {flash}{unseen}",
     )
 
 
@@ -206,13 +213,17 @@ def _routed_bytes(spec: ModelSpec, workload: Workload) -> int:
     return 2 * (spec.experts_per_token or 0) * spec.hidden * _ubatch(workload) * _FLOAT
 
 
-def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
+def overhead_line(
+    kind: Literal["gpu", "cpu"], baseline: int | None = None, costs: Sequence[Cost] = ()
+) -> Line:
     """Return what the process takes beside its buffers.
 
     On a GPU the context and cuBLAS: 133 MiB to 1.31 GiB as published, 320 MiB measured by
     Unsloth. On the host the program and the vocabulary.
     """
     del baseline
+    if kind == "gpu" and costs:
+        return cost_line(costs)
     if kind == "gpu":
         return band_line(
             "overhead",

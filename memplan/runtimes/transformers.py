@@ -6,13 +6,21 @@ stands in for the model's own code.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from memplan.errors import UnsupportedModelError
 from memplan.footprint import activations as act
-from memplan.footprint import cache
-from memplan.footprint.lines import exact_line
 from memplan.footprint.overhead import overhead_line
+from memplan.footprint.tower import IMAGE_LAYER, max_with_tower
+from memplan.runtimes.transformers_cache import (
+    cache_lines,
+    is_quantised,
+    layer_cache_bytes,
+    layer_kv_bytes,
+    layer_state_bytes,
+    offloaded_lines,
+    sliding_surplus_bytes,
+)
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS, MIB
 
@@ -23,6 +31,7 @@ __all__ = [
     "layer_cache_bytes",
     "layer_kv_bytes",
     "layer_state_bytes",
+    "offloaded_lines",
     "overhead_line",
     "training_line",
 ]
@@ -32,183 +41,130 @@ NAME = "transformers"
 _SLACK_BYTES = 128 * MIB
 """Kernel scratch and rounding that no formula sees; added to the upper end of each band."""
 
-QUANTISED_BITS = {"int8": 8, "int4": 4, "int2": 2}
-"""Cache types of QuantizedCache (quanto or HQQ) -> bits of one value."""
-
-RESIDUAL_TOKENS = 128
-GROUP = 64
-
-_NO_CACHE = ("shared_kv", "encoder_only", "none")
-_SLIDING = ("sliding_attention", "chunked_attention", "sliding_mla", "compressed_attention")
-
-
-def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
-    """Return the keys and values, and the states, of a full context: DynamicCache, exact.
-
-    Raises UnsupportedModelError for a layer kind without a rule.
-    """
-    grown = sum(layer_kv_bytes(layer, workload) for layer in spec.layers)
-    fixed = sum(layer_state_bytes(layer, workload) for layer in spec.layers)
-    kinds = sorted({layer.kind for layer in spec.layers} - {*_NO_CACHE, "state"})
-    states = sorted({state.kind for layer in spec.layers for state in layer.states})
-    lines = []
-    if grown:
-        lines.append(exact_line("kv_cache", grown, f"DynamicCache: {', '.join(kinds)}"))
-    if fixed:
-        lines.append(exact_line("state_cache", fixed, f"DynamicCache: {', '.join(states)}"))
-    return lines
-
-
-def layer_cache_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
-    """Return one layer's share of `cache_lines`. Raises UnsupportedModelError without a rule."""
-    del spec
-    return layer_kv_bytes(layer, workload) + layer_state_bytes(layer, workload)
-
-
-def layer_state_bytes(layer: Layer, workload: Workload) -> int:
-    """Return B·Σ elements·kernel·b: what one layer keeps whatever the length.
-
-    A convolution keeps d_conv inputs, not d_conv - 1 (cache_utils.py, LinearAttentionLayer).
-    """
-    element = _element_bytes(workload)
-    size = 0
-    for state in layer.states:
-        width = DTYPE_BITS[state.dtype] // 8 if state.dtype else element
-        size += state.elements * state.kernel * width
-    return workload.batch * size
-
-
-def layer_kv_bytes(layer: Layer, workload: Workload) -> int:
-    """Return the keys and values of one layer. Raises UnsupportedModelError without a rule."""
-    assert workload.context is not None
-    if layer.kind in (*_NO_CACHE, "state"):
-        return 0
-    if workload.kv_dtype in QUANTISED_BITS:
-        return _quantised_bytes(layer, workload)
-    element = _element_bytes(workload)
-    tokens = workload.context + layer.prefix
-    size = _self_bytes(layer, workload.batch, tokens, element)
-    if layer.kind in _SLIDING and layer.window:
-        size += cache.SLIDING_COUNTER_BYTES
-    if layer.index_dim and layer.kind != "compressed_attention":
-        width = DTYPE_BITS[layer.index_dtype] // 8 if layer.index_dtype else element
-        size += workload.batch * tokens * layer.index_dim * width
-    if layer.cross_tokens is not None:
-        kept = layer.cross_tokens or workload.context
-        heads = layer.kv_heads * (layer.key_dim + layer.value_dim)
-        size += workload.batch * kept * heads * element
-    return size
-
-
-def _element_bytes(workload: Workload) -> int:
-    name = workload.kv_dtype or workload.dtype
-    return DTYPE_BITS[workload.dtype if name in QUANTISED_BITS else name] // 8
-
-
-def _quantised_bytes(layer: Layer, workload: Workload) -> int:
-    """Return B·n·(dk + dv)·(q·bits/8 + q/64·2·b + r·b) of a QuantizedCache.
-
-    The last r = min(S, 127) tokens stay in full precision, at least; all before are packed in
-    groups of 64 with a scale and a shift each (cache_utils.py, QuantizedLayer: nbits, q_group_size
-    64, residual_length 128). Only full attention can be so cached.
-    """
-    if layer.kind != "full_attention" or layer.states or layer.cross_tokens is not None:
-        raise UnsupportedModelError(
-            f"transformers quantizes the cache of full attention only, not of {layer.kind!r}",
-            hint="leave --kv-dtype out, or use --runtime llama.cpp with q8_0",
-        )
-    element = _element_bytes(workload)
-    bits = QUANTISED_BITS[workload.kv_dtype or ""]
-    tokens = workload.context or 0
-    kept = min(tokens, RESIDUAL_TOKENS - 1)
-    width = layer.kv_heads * (layer.key_dim + layer.value_dim)
-    packed = (tokens - kept) * width
-    groups = -(-packed // GROUP)
-    size = -(-packed * bits // 8) + groups * 2 * element + kept * width * element
-    return workload.batch * size
-
-
-def _self_bytes(layer: Layer, batch: int, tokens: int, element: int) -> int:
-    heads = layer.heads if layer.kind == "broadcast_attention" else layer.kv_heads
-    kept = min(tokens, max(layer.window - 1, 0)) if layer.window else tokens
-    if layer.kind in ("full_attention", "broadcast_attention", *_SLIDING[:2]):
-        return cache.full_cache_bytes(
-            batch=batch,
-            tokens=kept,
-            kv_heads=heads,
-            key_dim=layer.key_dim,
-            value_dim=layer.value_dim,
-            element_bytes=element,
-        )
-    if layer.kind in ("mla", "sliding_mla"):
-        return cache.latent_cache_bytes(
-            batch=batch,
-            tokens=kept,
-            latent_dim=layer.key_dim,
-            rope_dim=layer.value_dim,
-            element_bytes=element,
-        )
-    if layer.kind == "compressed_attention":
-        size = batch * kept * layer.kv_heads * layer.key_dim * element
-        if not layer.compress:
-            return size
-        return size + cache.pooled_cache_bytes(
-            batch=batch,
-            tokens=tokens,
-            rate=layer.compress,
-            dim=layer.key_dim,
-            index_dim=layer.index_dim,
-            element_bytes=element,
-        )
-    raise UnsupportedModelError(
-        f"memplan has no cache rule for layers of kind {layer.kind!r} in transformers",
-        hint="report the model",
-    )
-
 
 def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     """Return what prefill or decode holds beyond weights and cache: the largest of four moments.
 
-    Moments: inside the feed-forward part, inside attention, the last token's logits, and the copy
-    of one layer's keys that each new token makes. Band: 0.7 to 1.6 times, and at the upper end
-    the key and value copies of all query heads that a padded batch makes, the largest tensor once
-    more (it is alive twice while it is loaded), a quantized layer unpacked, and 128 MiB. Published
-    peaks of generation from one token (Qwen2 speed benchmarks) are up to 0.6 GiB above weights and
-    cache.
+    Moments: inside the feed-forward part, inside attention (with the mask that sdpa needs where a
+    layer slides or a prompt comes in chunks), the logits, and what each new token copies of one
+    layer's cache. To each comes what sliding layers hold beyond the tokens that they show
+    (`sliding_surplus_bytes`): after a prompt in one pass that is all of it.
+
+    Band: 0.7 to 1.6 times, without and with that surplus, and at the upper end the key and value
+    copies of all query heads that a padded batch makes, the largest tensor once more (it is alive
+    twice while it is loaded), a quantized layer unpacked, and 128 MiB. Published peaks of
+    generation from one token (Qwen2 speed benchmarks) are up to 0.6 GiB above weights and cache.
+
+    With images: the larger of that and the tower's peak (`memplan.footprint.tower`).
     """
+    return max_with_tower(spec, workload, _text_line(spec, workload))
+
+
+def _text_line(spec: ModelSpec, workload: Workload) -> Line:
     assert workload.context is not None
     element = DTYPE_BITS[workload.dtype] // 8
     length = min(workload.prefill_chunk or workload.context, workload.context)
-    tokens = workload.batch * length
-    moments = {"logits": _logits(spec, workload, length, element)}
+    moments = _moments(spec, workload, length, element)
+    held = {
+        moment: sum(sliding_surplus_bytes(x, workload, moment=moment) for x in spec.layers)
+        for moment in _PASSES
+    }
+    after = {name: held["decode" if name == "decode" else "prefill"] for name in moments}
+    name = max(moments, key=lambda key: moments[key] + after[key])
+    value = moments[name]
     repeated = 0
-    for layer in set(spec.layers):
+    if workload.batch > 1:
+        repeated = 2 * workload.batch * workload.context * spec.heads * spec.head_dim * element
+    more = "; sliding layers keep the whole pass" if after[name] else ""
+    return Line(
+        part="activations",
+        bytes=value + after[name],
+        low_bytes=int(0.7 * value),
+        high_bytes=int(1.6 * value) + after[name] + repeated + _transient(spec) + _SLACK_BYTES,
+        basis="formula",
+        source=f"{workload.attention}, pass of {length} tokens, moment: {name}{more}",
+    )
+
+
+_PASSES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
+
+
+def _moments(spec: ModelSpec, workload: Workload, length: int, element: int) -> dict[str, int]:
+    """Return each moment's bytes, those of the layer that has most."""
+    tokens = workload.batch * length
+    masks = {layer: _mask_elements(layer, workload, length) for layer in set(spec.layers)}
+    kept = sum(sorted(set(masks.values())))  # one mask of each kind, bool, for the whole pass
+    moments = {"logits": _logits(spec, workload, length, element) + kept}
+    for layer, mask in masks.items():
         shape = _shape(spec, layer)
         attention = act.attention_moment_bytes(shape, tokens=tokens, element_bytes=element)
         if workload.attention == "eager":
             attention += _scores(spec, workload, length, element)
-        copy = act.decode_copy_bytes(
-            batch=workload.batch,
-            keys=workload.context,
-            kv_heads=layer.kv_heads,
-            dim=layer.key_dim,
-            element_bytes=element,
-        )
+        attention += mask * element + _repeated(shape, layer, workload, length, mask)
         mlp = act.mlp_moment_bytes(shape, tokens=tokens, element_bytes=element)
-        for name, size in (("feed-forward", mlp), ("attention", attention), ("decode", copy)):
+        sizes = {"feed-forward": mlp + kept, "attention": attention + kept}
+        sizes["decode"] = _decode_bytes(layer, workload)
+        for name, size in sizes.items():
             moments[name] = max(size, moments.get(name, 0))
-        if workload.batch > 1:
-            repeated = 2 * workload.batch * workload.context * spec.heads * spec.head_dim * element
-    name = max(moments, key=lambda key: moments[key])
-    value = moments[name]
-    return Line(
-        part="activations",
-        bytes=value,
-        low_bytes=int(0.7 * value),
-        high_bytes=int(1.6 * value) + repeated + _transient(spec) + _SLACK_BYTES,
-        basis="formula",
-        source=f"{workload.attention}, pass of {length} tokens, moment: {name}",
-    )
+    return moments
+
+
+def _keys_seen(layer: Layer, workload: Workload, length: int) -> int:
+    """Return the keys that the last pass of a prompt looks at: what is cached, and its own."""
+    assert workload.context is not None
+    if layer.kind == IMAGE_LAYER:
+        return layer.cross_tokens or 0
+    past = workload.context - length
+    if layer.window and layer.kind in ("sliding_attention", "chunked_attention", "sliding_mla"):
+        past = min(past, layer.window - 1)
+    return past + length
+
+
+def _mask_elements(layer: Layer, workload: Workload, length: int) -> int:
+    """Return Tq·Tk where sdpa cannot do with `is_causal`, else 0.
+
+    It cannot where a prompt is longer than the window, or comes in chunks. Flash attention needs no
+    mask, and eager attention's is counted with its scores.
+
+    Source: transformers 5 masking_utils.py; a bool for the whole pass, and inside sdpa a copy in
+    the queries' dtype: 3 bytes in bfloat16, as measured on a Mistral of 512 and 2048 tokens.
+    """
+    if workload.attention != "sdpa" or layer.kind in ("state", "none") or length == 1:
+        return 0
+    keys = _keys_seen(layer, workload, length)
+    if layer.kind == IMAGE_LAYER:
+        return workload.batch * length * keys  # which image each token may see
+    beyond = layer.window is not None and keys > layer.window
+    return length * keys if beyond or keys > length else 0
+
+
+def _repeated(
+    shape: act.LayerShape, layer: Layer, workload: Workload, length: int, mask: int
+) -> int:
+    """Return 2·B·Tk·nq·d·b: with a mask sdpa gets keys and values repeated for all query heads."""
+    if not mask or shape.heads <= shape.kv_heads:
+        return 0
+    keys = _keys_seen(layer, workload, length)
+    element = DTYPE_BITS[workload.dtype] // 8
+    return 2 * workload.batch * keys * shape.heads * shape.head_dim * element
+
+
+def _decode_bytes(layer: Layer, workload: Workload) -> int:
+    """Return what one layer copies of its cache for each new token.
+
+    Dynamic: the new keys, or values, beside the old ones. Static: nothing, or where it slides both
+    anew (rolled by one). Quantized: keys and values unpacked, and again with the new token; fp8:
+    the keys unpacked, and the values in float32 twice.
+    """
+    whole = layer_kv_bytes(layer, replace(workload, kv_dtype=workload.dtype))
+    wider = max(layer.key_dim, layer.value_dim)
+    part = whole * wider // max(layer.key_dim + layer.value_dim, 1)
+    if (workload.cache or "").endswith("static"):
+        return whole if layer.kind == "sliding_attention" else 0
+    if not is_quantised(workload):
+        return part
+    element = DTYPE_BITS[workload.dtype] // 8
+    return part + 8 * part // element if (workload.kv_dtype or "")[:5] == "float" else 2 * whole
 
 
 def _transient(spec: ModelSpec) -> int:
@@ -250,11 +206,12 @@ def _scores(spec: ModelSpec, workload: Workload, queries: int, element: int) -> 
 def _shape(spec: ModelSpec, layer: Layer) -> act.LayerShape:
     """Return a layer's widths; MLA expands its latent to one key and value per query head."""
     latent = layer.kind == "mla"
+    own_heads = 0 if layer.kind == "none" else layer.kv_heads
     return act.LayerShape(
         hidden=spec.hidden,
         intermediate=layer.intermediate,
         heads=spec.heads,
-        kv_heads=spec.heads if latent else layer.kv_heads,
+        kv_heads=spec.heads if latent else own_heads,
         head_dim=spec.head_dim if latent else layer.key_dim or spec.head_dim,
         experts_per_token=spec.experts_per_token or 0,
     )

@@ -8,10 +8,13 @@ all that is left of the card with pages.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
 from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.overhead import Cost, cost_line
+from memplan.footprint.tower import beside_tower
 from memplan.types import Layer, Line, ModelSpec, Workload
 from memplan.units import DTYPE_BITS, GIB, MIB
 
@@ -40,6 +43,13 @@ LARGEST_BATCH = 1024
 _SORT_BYTES = 20
 """float32 logits, probabilities and sorted copies, and int64 positions, of one logit."""
 
+_FLOAT32_STATES = (
+    *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+    *("kimi_linear", "nemotron_h"),
+)
+"""Families whose recurrent states stay in float32: by mamba_ssm_dtype in their config.json, or
+(KDA) always. All others follow mamba_ssm_cache_dtype "auto": the model's dtype (mamba_utils.py)."""
+
 _NO_CACHE = ("shared_kv", "encoder_only", "none", "state")
 _LATENT = ("mla", "sliding_mla")
 _INDEX_BYTES = 132
@@ -60,7 +70,7 @@ def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
     """
     block = block_tokens(spec, workload)
     grown = sum(_kv_bytes(layer, workload, block) for layer in spec.layers)
-    bare = sum(_state_bytes(layer, workload) for layer in spec.layers)
+    bare = _copies(workload) * sum(_state_bytes(spec, x, workload) for x in spec.layers)
     fixed = sum(_state_page(spec, layer, workload, block) for layer in spec.layers)
     lines = []
     if grown:
@@ -80,7 +90,7 @@ def layer_cache_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
 
 def block_tokens(spec: ModelSpec, workload: Workload) -> int:
     """Return the tokens in one page: 16, or more where a state must fit in one page."""
-    states = [_state_bytes(layer, workload) // workload.batch for layer in spec.layers]
+    states = [_state_bytes(spec, layer, workload) // workload.batch for layer in spec.layers]
     tokens = [_token_bytes(layer, workload) for layer in spec.layers if layer.kind != "state"]
     largest, least = max(states, default=0), min((t for t in tokens if t), default=0)
     if not largest or not least:
@@ -116,12 +126,13 @@ def _kv_bytes(layer: Layer, workload: Workload, block: int) -> int:
     """Return the pages of one layer for all sequences.
 
     Sliding: ceil(min(W - 1 + in flight, S) / block) + 1 pages; chunked: ceil(min(chunk + in
-    flight, S) / block); others ceil(S / block). In flight = one batch of tokens.
+    flight, S) / block); others ceil(S / block), and never more than those. In flight: two batches
+    of max_num_batched_tokens, as scheduling is asynchronous (pp + 1; issue 54703).
     """
     if layer.kind in _NO_CACHE:
         return 0
     tokens = workload.context or 0
-    flight = workload.prefill_chunk or BATCHED_TOKENS
+    flight = (workload.pp + 1) * (workload.prefill_chunk or BATCHED_TOKENS)
     blocks = -(-tokens // block)
     if layer.kind in ("sliding_attention", "sliding_mla") and layer.window:
         blocks = min(-(-min(layer.window - 1 + flight, tokens) // block) + 1, blocks)
@@ -138,27 +149,38 @@ def _kv_bytes(layer: Layer, workload: Workload, block: int) -> int:
     return workload.batch * size
 
 
-def _state_bytes(layer: Layer, workload: Workload) -> int:
-    """Return the states of one layer: d_conv - 1 inputs in the cache's dtype, SSM in float32."""
+def _state_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
+    """Return the states of one layer: d_conv - 1 inputs and the state, in the model's dtype.
+
+    Drafting n tokens widens the convolution by n (and keeps 1 + n pages, see `_state_page`).
+    The state is in float32 for the families of `_FLOAT32_STATES`. Held against logged page sizes:
+    Qwen3-Next 1,097,728 B, Qwen3.5-0.8B 1,085,440 B, Qwen3.5-9B on two ranks 1,073,152 B.
+    """
     element = DTYPE_BITS[workload.dtype] // 8 if workload.dtype in DTYPE_BITS else 2
     size = 0
     for state in layer.states:
         share = state.elements // workload.tp
         if state.kind == "conv":
-            size += share * max(state.kernel - 1, 1) * element
+            size += share * (max(state.kernel - 1, 1) + (workload.draft_tokens or 0)) * element
         else:
-            size += share * (4 if state.kind == "recurrent" else element)
+            wide = state.kind == "recurrent" and spec.model_type in _FLOAT32_STATES
+            size += share * (4 if wide else element)
     return workload.batch * size
+
+
+def _copies(workload: Workload) -> int:
+    """Return the pages of one state: one, and one for each drafted token to go back to."""
+    return 1 + (workload.draft_tokens or 0)
 
 
 def _state_page(spec: ModelSpec, layer: Layer, workload: Workload, block: int) -> int:
     if not layer.states:
         return 0
-    own = _state_bytes(layer, workload)
+    own = _state_bytes(spec, layer, workload)
     tokens = Counter(_token_bytes(x, workload) for x in spec.layers if x.kind not in _NO_CACHE)
     if not tokens:
-        return own
-    return max(own, workload.batch * block * min(tokens))
+        return _copies(workload) * own
+    return _copies(workload) * max(own, workload.batch * block * min(tokens))
 
 
 def activation_line(spec: ModelSpec, workload: Workload) -> Line:
@@ -167,8 +189,8 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     T·(3f + 4h)·b: gate and up together, their product, residual, normed and attention buffers; or
     the sampler's float32 logits of 256 sequences, three times. Band: 0.6 to 3 times, and at the
     upper end the sampler's sort of 1024 sequences (20 B a logit). Published peaks over the
-    estimate: 1.0 (Qwen2.5-1.5B), 1.4 (Llama-3-8B), 5 (gpt-oss-20b on an H100). Encoders of images
-    come on top and are not in it.
+    estimate: 1.0 (Qwen2.5-1.5B), 1.4 (Llama-3-8B), 5 (gpt-oss-20b on an H100). With images the
+    tower's peak comes on top (`memplan.footprint.tower`).
     """
     element = DTYPE_BITS[workload.dtype] // 8 if workload.dtype in DTYPE_BITS else 2
     tokens = workload.prefill_chunk or BATCHED_TOKENS
@@ -178,21 +200,26 @@ def activation_line(spec: ModelSpec, workload: Workload) -> Line:
     layer = tokens * (3 * inner + 4 * spec.hidden) * element
     logits = 3 * min(PROFILED_SEQUENCES, tokens) * spec.vocab * 4 // workload.tp
     size = max(layer, logits)
-    return band_line(
+    text = band_line(
         "activations",
         size,
         low=int(0.6 * size),
         high=3 * size + LARGEST_BATCH * spec.vocab * _SORT_BYTES + 64 * MIB,
         source=f"profile run of {tokens} tokens",
     )
+    return beside_tower(spec, workload, text, batched=tokens)
 
 
-def overhead_line(kind: Literal["gpu", "cpu"], baseline: int | None = None) -> Line:
+def overhead_line(
+    kind: Literal["gpu", "cpu"], baseline: int | None = None, costs: Sequence[Cost] = ()
+) -> Line:
     """Return context, libraries and CUDA graphs.
 
     Published: non-torch memory 0.05 to 3.6 GiB (one to two GPUs), graphs 0.1 to 0.7 GiB.
     """
-    del kind, baseline
+    del baseline
+    if kind == "gpu" and costs:
+        return cost_line(costs)
     return band_line(
         "overhead",
         int(1.0 * GIB),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from checkpoints import LLAMA_7B, TINY, write_config, write_llama, write_safetensors
+from checkpoints import LLAMA_7B, LLAVA, TINY, write_config, write_llama, write_safetensors
 from goldens import check_golden
 
 from memplan.cli.main import run
@@ -188,3 +188,14 @@ def test_a_plan_that_is_not_there_is_one_clear_line(capsys):
     assert run(["emit", "last", "--to", "accelerate"]) == 2
     assert run(["emit", "none.json", "--to", "accelerate"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_images_are_named_in_the_plan(tmp_path, capsys):
+    """--images and --image-size reach the workload; a size that is none ends with a hint."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA))
+    plan = ["plan", str(tmp_path), "--device", "24GiB", "--context", "256", "--json"]
+    assert run([*plan, "--images", "2", "--image-size", "640x480"]) == 0
+    work = json.loads(capsys.readouterr().out)["workload"]
+    assert (work["images"], work["image_size"]) == (2, "640x480")
+    assert run([*plan, "--images", "2", "--image-size", "wide"]) == 2
+    assert "1024x768" in capsys.readouterr().err
