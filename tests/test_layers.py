@@ -44,7 +44,8 @@ ALLOWED = {
     "memplan.hub": BASE | {"memplan.hub", "memplan.config"},
     "memplan.models": PURE | {"memplan.models", "memplan.hub", "memplan.config"},
     "memplan.devices": PURE | {"memplan.devices", "memplan.config"},
-    "memplan.validate": PURE | {"memplan.validate", "memplan.models"},
+    "memplan.trace": PURE | {"memplan.trace", "memplan.models", "memplan.config"},
+    "memplan.validate": PURE | {"memplan.validate", "memplan.models", "memplan.trace"},
     "memplan.measure": STORE | {"memplan.measure"},
     "memplan.demo": BASE | {"memplan.demo", "memplan.measure"},
     "memplan.store": STORE,
@@ -63,9 +64,17 @@ FOREIGN = {
     "memplan.hub": {"huggingface_hub"},
     "memplan.models": {"torch", "transformers", "accelerate", "safetensors", "regex"},
     "memplan.measure": {"torch", "transformers", "accelerate"},
+    "memplan.trace": {"torch", "transformers", "peft"},
     "memplan.demo": {"torch", "transformers"},
 }
-INSIDE_FUNCTIONS = {"torch", "transformers", "accelerate", "safetensors", "huggingface_hub"}
+INSIDE_FUNCTIONS = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "peft",
+}
 OURS = set(FOLDERS)
 
 
