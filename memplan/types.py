@@ -335,6 +335,8 @@ class ModelSpec:
     """Routed experts that one token passes through (mixture of experts)."""
     origin: str = ""
     """Where the list of tensors comes from, in words."""
+    config: str = ""
+    """The config.json, for what builds the model; "" = unknown."""
     mtp: tuple[Tensor, ...] = ()
     """Tensors of the file that only guess tokens ahead: loaded for --draft mtp alone."""
     mtp_layers: int = 0
@@ -454,7 +456,7 @@ class Workload:
     """Logits that a prompt's pass computes (infer): "last" token's, as generate does; "full" in
     the model's dtype; "full-fp32" with a float32 copy (transformers before 4.45)."""
     method: str | None = None
-    """"full", "lora" ... (train)."""
+    """"full", or adapters: "lora", "rslora", "dora", "qlora" (train)."""
     optimizer: str | None = None
     """Optimizer's name (train)."""
     seq: int | None = None
@@ -462,11 +464,19 @@ class Workload:
     grad_accum: int | None = None
     """Micro-batches before each optimizer step (train)."""
     checkpointing: str | None = None
-    """Activation checkpointing: "none" or "full" (train)."""
+    """Activation checkpointing: "none", "selective" or "full" (train)."""
     precision: str | None = None
     """Arithmetic and master weights: "bf16", "bf16-mixed", "fp16-mixed", "fp32" (train)."""
     loss: str | None = None
-    """"full-logits": all logits at once (train)."""
+    """"full-logits": all logits at once; "chunked": output matrix and loss together, chunk by
+    chunk (train)."""
+    data: str | None = None
+    """"packed": every token counts; "padded": sequences of a batch differ in length, so that a
+    mask is built (train)."""
+    lora_dropout: float | None = None
+    """Share of the adapters' inputs that is dropped, 0 to 1 (train)."""
+    lora_dtype: str | None = None
+    """dtype of trained adapters: "float32" as PEFT keeps them, or "bfloat16" (train)."""
     lora_slots: int | None = None
     """Adapters that are kept loaded (infer)."""
     lora_rank: int | None = None

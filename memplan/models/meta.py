@@ -27,7 +27,14 @@ from memplan.models.numbers import architecture
 from memplan.types import Tensor
 from memplan.versions import installed_version
 
-__all__ = ["Inventory", "build_inventory", "module_tensors", "plain_config"]
+__all__ = [
+    "Inventory",
+    "build_inventory",
+    "build_model",
+    "module_tensors",
+    "plain_config",
+    "quiet",
+]
 
 Inventory = tuple[tuple[Tensor, ...], dict[str, Any]]
 """Tensors in definition order, and the config with transformers' defaults filled in."""
@@ -38,10 +45,28 @@ def build_inventory(
 ) -> Inventory:
     """Build the model of a config file on the meta device and list its tensors.
 
+    Args and errors: see `build_model`.
+    """
+    model, filled = build_model(config_path, dtype=dtype, trust_remote_code=trust_remote_code)
+    return module_tensors(model), filled
+
+
+def build_model(
+    config_path: Path,
+    *,
+    dtype: str | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, dict[str, Any]]:
+    """Build the model of a config file on the meta device.
+
     Args:
         config_path: a config.json (only with trust_remote_code is code beside it run).
         dtype: torch's dtype name to build in; None = what the config says, else float32.
+        attention: transformers' name of an implementation; None = the model's default.
         trust_remote_code: run the Python files of the folder. Never set by memplan itself.
+
+    Returns the nn.Module, and the config with transformers' defaults filled in.
 
     Raises MissingDependencyError without torch and transformers, UnsupportedModelError for an
     architecture that this transformers does not know, BadModelError for a config that it refuses.
@@ -55,16 +80,18 @@ def build_inventory(
             f"reading a model from its config alone needs torch and transformers ({error})",
             hint="pip install 'memplan[models]'",
         ) from error
-    with _quiet(transformers):
+    with quiet(transformers):
         config = _load_config(transformers, config_path, trust_remote_code=trust_remote_code)
         if dtype is not None:
             config.dtype = getattr(torch, dtype)
+        if attention is not None:
+            config._attn_implementation = attention  # noqa: SLF001 - as from_pretrained sets it
         model = _build(torch, transformers, config, trust_remote_code=trust_remote_code)
         filled = _plain(config.to_dict())
         built = getattr(model, "config", config)
         # A decoder taken out of an encoder-decoder caches no encoder.
         filled["is_encoder_decoder"] = bool(getattr(built, "is_encoder_decoder", False))
-        return module_tensors(model), filled
+        return model, filled
 
 
 def _refuse_unknown(config_path: Path, *, trust_remote_code: bool) -> None:
@@ -200,7 +227,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep the library's chatter off the terminal: a plan's answer is all that is printed."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()

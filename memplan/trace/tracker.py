@@ -88,8 +88,6 @@ class Tracker:
                 hidden = scratch(func._schema.name, args)
                 number = self_.recording.add(hidden, stack[-1], str(func)) if hidden else None
                 result = func(*args, **(kwargs or {}))
-                if number is not None:
-                    self_.recording.end(number)
                 if isinstance(result, tensor_type):
                     see(result, func)
                 elif isinstance(result, tuple | list):
@@ -99,6 +97,8 @@ class Tracker:
                         elif isinstance(item, list):
                             for one in item:
                                 see(one, func)
+                if number is not None:
+                    self_.recording.end(number)
                 return result
 
         names = {id(module): name for name, module in model.named_modules()}
