@@ -112,11 +112,22 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--lora-slots", type=_COUNT, metavar="N", help="infer: adapters that are kept loaded."
     ),
-    click.option("--lora-rank", type=_COUNT, metavar="R", help="infer: their (largest) rank."),
+    click.option("--lora-rank", type=_COUNT, metavar="R", help="Rank of adapters. train: 8."),
     click.option(
         "--lora-targets",
         metavar="NAMES",
-        help="infer: linears that get them, such as q_proj,v_proj. Default: all-linear.",
+        help="Linears that get them, such as q_proj,v_proj. Default: all-linear.",
+    ),
+    click.option(
+        "--lora-dropout",
+        type=click.FloatRange(0, 1, max_open=True),
+        metavar="SHARE",
+        help="train. Default: 0.",
+    ),
+    click.option(
+        "--lora-dtype",
+        type=click.Choice(["fp32", "bf16"]),
+        help="train: of the adapters. Default: fp32, as PEFT keeps them.",
     ),
     click.option(
         "--draft", metavar="MODEL|mtp", help="infer: a model, or own layers, that draft tokens."
@@ -127,7 +138,11 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         type=click.Choice(["last", "full", "full-fp32"]),
         help="infer: of the last token, or of the whole prompt. Default: last.",
     ),
-    click.option("--method", type=click.Choice(["full"]), help="train: what is updated."),
+    click.option(
+        "--method",
+        type=click.Choice(["full", "lora", "rslora", "dora", "qlora"]),
+        help="train: what is updated. Default: full.",
+    ),
     click.option(
         "--optimizer",
         type=click.Choice(
@@ -138,14 +153,25 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--seq", type=_COUNT, metavar="TOKENS", help="train: tokens per sequence."),
     click.option("--grad-accum", type=_COUNT, metavar="N", help="train: micro-batches per step."),
     click.option(
-        "--checkpointing", type=click.Choice(["none", "full"]), help="train. Default: none."
+        "--checkpointing",
+        type=click.Choice(["none", "selective", "full"]),
+        help="train. Default: none.",
     ),
     click.option(
         "--precision",
         type=click.Choice(["bf16", "bf16-mixed", "fp16-mixed", "fp32"]),
         help="train: arithmetic and master weights. Default: bf16, or fp32 for an fp32 model.",
     ),
-    click.option("--loss", type=click.Choice(["full-logits"]), help="train: all logits at once."),
+    click.option(
+        "--loss",
+        type=click.Choice(["full-logits", "chunked"]),
+        help="train: all logits at once (default), or chunk by chunk as Liger's kernel.",
+    ),
+    click.option(
+        "--data",
+        type=click.Choice(["packed", "padded"]),
+        help="train: padded batches need a mask. Default: packed.",
+    ),
     click.option(
         "--device",
         multiple=True,
@@ -157,7 +183,12 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--reserve", type=Bytes(), help="Left free on each computing device. Default: 0."),
     click.option("--host-bandwidth", type=Bytes(), help="Host to GPU, bytes a second."),
     click.option("--disk-bandwidth", type=Bytes(), help="Disk to memory, bytes a second."),
-    click.option("--estimator", type=click.Choice(["formula"]), help="Default: formula."),
+    click.option(
+        "--estimator",
+        type=click.Choice(["formula", "trace"]),
+        help="Closed form, or the model's own code on tensors without memory (seconds). Default: "
+        "trace for train, formula for infer.",
+    ),
     click.option(
         "--trust-remote-code",
         is_flag=True,
@@ -206,6 +237,9 @@ _WORK = (
     "checkpointing",
     "precision",
     "loss",
+    "data",
+    "lora_dropout",
+    "lora_dtype",
     "estimator",
     "host_memory",
     "disk",
@@ -231,6 +265,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
     from memplan.footprint.defaults import complete, weight_dtype
     from memplan.models.load import load_model
     from memplan.placement.plan import make_plan
+    from memplan.trace.estimate import TraceEstimator
 
     work = {name: options[name] for name in _WORK}
     spec = load_model(
@@ -273,7 +308,19 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
             gpus=workload.gpus,
         ),
         created_ns=time.time_ns(),
+        estimator=TraceEstimator(
+            compute=first.compute if first.vendor == "NVIDIA" else None,
+            folder=_folder(options),
+        ),
     )
+
+
+def _folder(options: dict[str, Any]) -> str | None:
+    """Return the folder whose Python code may be run, or None."""
+    path = Path(options["model"])
+    if not options["trust_remote_code"] or not path.exists():
+        return None
+    return str(path if path.is_dir() else path.parent)
 
 
 def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:

@@ -12,7 +12,15 @@ from memplan.footprint.vision import image_count, parse_size
 from memplan.types import ModelSpec, Workload
 from memplan.units import dtype_name
 
-__all__ = ["complete", "compute_dtype", "default_runtime", "weight_dtype"]
+__all__ = [
+    "ADAPTER_METHODS",
+    "DEFAULT_QLORA",
+    "DEFAULT_RANK",
+    "complete",
+    "compute_dtype",
+    "default_runtime",
+    "weight_dtype",
+]
 
 DEFAULT_TOKENS = 4096
 """Context or sequence length when nobody sets one (less where the model allows less)."""
@@ -28,13 +36,14 @@ _TRAIN_ONLY = (
     "checkpointing",
     "precision",
     "loss",
+    "data",
+    "lora_dropout",
+    "lora_dtype",
 )
 _INFER_ONLY = (
     "draft",
     "draft_tokens",
     "lora_slots",
-    "lora_rank",
-    "lora_targets",
     "images",
     "image_size",
     "context",
@@ -97,6 +106,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     values |= {name: value for name, value in given.items() if name != "dtype"}
     if values.get("lora_slots") is not None:
         values["lora_targets"] = values.get("lora_targets") or "all-linear"
+    values |= _adapters(values, given)
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)
@@ -111,6 +121,36 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         and getattr(workload, field.name) is not None
     )
     return Workload(**{**values, "assumed": assumed})
+
+
+def _adapters(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the adapters of a training are like, after a check that there are any."""
+    if values["task"] != "train":
+        return {}
+    if values["method"] not in ADAPTER_METHODS:
+        for name in ("lora_rank", "lora_targets", "lora_dropout", "lora_dtype"):
+            if name in given:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} without adapters", hint="add --method lora"
+                )
+        return {}
+    own = {
+        "lora_rank": values.get("lora_rank") or DEFAULT_RANK,
+        "lora_targets": values.get("lora_targets") or "all-linear",
+        "lora_dropout": values.get("lora_dropout") or 0.0,
+        "lora_dtype": dtype_name(values.get("lora_dtype") or "float32"),
+    }
+    if values["method"] == "qlora" and values.get("quant") in (None, "none"):
+        own["quant"] = DEFAULT_QLORA
+    return own
+
+
+ADAPTER_METHODS = ("lora", "rslora", "dora", "qlora")
+"""Methods that train adapters beside frozen weights."""
+DEFAULT_RANK = 8
+"""Rank of adapters when nobody sets one: PEFT's own."""
+DEFAULT_QLORA = "nf4"
+"""Quantization of the frozen weights when nobody sets one (bitsandbytes' for QLoRA)."""
 
 
 def _images(values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
@@ -255,4 +295,6 @@ def _defaults(task: str, spec: ModelSpec, engine: str) -> dict[str, Any]:
         "checkpointing": "none",
         "precision": precision,
         "loss": "full-logits",
+        "data": "packed",
+        "estimator": "trace",
     }

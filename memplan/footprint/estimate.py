@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
+from memplan.footprint.defaults import ADAPTER_METHODS
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
 from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import with_images
 from memplan.runtimes import runtime, trainer
-from memplan.types import Footprint, Line, ModelSpec, Workload
+from memplan.types import Footprint, Line, ModelSpec, Tensor, Workload
 from memplan.units import MIB
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "trained_tensors"]
 
 
 def estimate(
@@ -109,9 +110,17 @@ def _matrix_elements(spec: ModelSpec) -> list[int]:
     return sizes
 
 
+def trained_tensors(spec: ModelSpec, workload: Workload) -> list[Tensor]:
+    """Return the parameters that a training updates: all, or the adapters."""
+    own = [t for t in spec.tensors if t.kind == "parameter" and not t.tied_to]
+    if workload.method not in ADAPTER_METHODS:
+        return own
+    return [tensor for tensor in own if ".lora_" in tensor.name]
+
+
 def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
     assert workload.optimizer is not None
-    trainable = [t for t in spec.tensors if t.kind == "parameter" and not t.tied_to]
+    trainable = trained_tensors(spec, workload)
     gradients = sum(t.bytes for t in trainable)
     states = optimizer_bytes(workload.optimizer, trainable)
     lines = [exact_line("gradients", gradients, "one per parameter, in its dtype")]

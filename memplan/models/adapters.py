@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from memplan.errors import UsageError
-from memplan.footprint.defaults import compute_dtype
+from memplan.footprint.defaults import ADAPTER_METHODS, DEFAULT_RANK, compute_dtype
 from memplan.models.linears import linear_kind, module_of, output_matrix
 from memplan.types import ModelSpec, Tensor
-from memplan.units import DTYPE_BITS
+from memplan.units import DTYPE_BITS, dtype_name
 
 __all__ = ["ALL_LINEAR", "with_adapters"]
 
@@ -49,7 +49,7 @@ ALL_LINEAR = "all-linear"
 
 
 def with_adapters(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
-    """Return a model with room for the adapters that an inference's options ask for.
+    """Return a model with the adapters that a training or an inference asks for.
 
     A linear of (in, out) gets N·r·(in + out) elements. transformers with PEFT keeps loaded
     adapters in float32 (`autocast_adapter_dtype`); vLLM reserves max_loras slots of max_lora_rank
@@ -63,9 +63,11 @@ def with_adapters(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
     Raises UsageError where a number is missing, an engine has no such slots, or no linear is
     meant.
     """
+    if options.get("task") == "train":
+        return _trained(spec, options)
     slots, rank = options.get("lora_slots"), options.get("lora_rank")
     targets = options.get("lora_targets")
-    if options.get("task") == "train" or (slots is None and rank is None and targets is None):
+    if slots is None and rank is None and targets is None:
         return spec
     engine = options.get("runtime") or "transformers"
     if slots is None or rank is None:
@@ -89,6 +91,34 @@ def with_adapters(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
         )
     origin = f"{spec.origin or spec.source} and {slots} adapters of rank {rank} in {dtype}"
     return replace(spec, tensors=(*spec.tensors, *added), origin=origin)
+
+
+def _trained(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
+    """Return a model with one set of adapters; DoRA has a magnitude for each output, too.
+
+    Source: peft 0.21, tuners/lora (in float32 unless `autocast_adapter_dtype` is off).
+    """
+    method = options.get("method")
+    if method not in ADAPTER_METHODS:
+        return spec
+    rank = options.get("lora_rank") or DEFAULT_RANK
+    targets = options.get("lora_targets") or ALL_LINEAR
+    dtype = dtype_name(options.get("lora_dtype") or "float32")
+    added = _adapters(spec, 1, rank, targets, dtype)
+    if not added:
+        raise UsageError(
+            f"{spec.name} has no linear called {targets}", hint=f"--lora-targets {ALL_LINEAR}"
+        )
+    if method == "dora":
+        added += tuple(_magnitude(x) for x in added if x.name.endswith("lora_B.weight"))
+    origin = f"{spec.origin or spec.source} and adapters of rank {rank} in {dtype}"
+    return replace(spec, tensors=(*spec.tensors, *added), origin=origin)
+
+
+def _magnitude(side: Tensor) -> Tensor:
+    name = side.name.replace("lora_B.weight", "lora_magnitude_vector.weight")
+    size = side.bytes // side.shape[-1]
+    return Tensor(name=name, shape=side.shape[:-1], dtype=side.dtype, bytes=size)
 
 
 def _adapters(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memplan.errors import MissingDependencyError, UsageError
+from memplan.footprint.defaults import DEFAULT_QLORA
 from memplan.hub.names import HubName, parse_name
 from memplan.hub.ranges import HubRefusedError, HubUnreachableError
 from memplan.models.adapters import with_adapters
@@ -64,6 +65,8 @@ def _loaded(
         argument, dtype=dtype, exact_modules=exact_modules, trust_remote_code=trust_remote_code
     )
     quant = str(options.get("quant") or "none").lower()
+    if quant == "none" and options.get("method") == "qlora":
+        quant = DEFAULT_QLORA
     engine = options.get("runtime")
     packed = spec.weight_format.startswith("gguf")
     if packed and (quant != "none" or engine not in (None, "llama.cpp")):

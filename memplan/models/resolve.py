@@ -9,6 +9,7 @@ config.json                   the same
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -249,6 +250,17 @@ class Loader:
 
         Raises what `resolve` raises.
         """
+        spec = self._load(config, tensors, dtype=dtype, exact_modules=exact_modules)
+        return replace(spec, config=json.dumps(config)) if config is not None else spec
+
+    def _load(
+        self,
+        config: dict[str, Any] | None,
+        tensors: tuple[Tensor, ...] | None,
+        *,
+        dtype: str | None,
+        exact_modules: bool,
+    ) -> ModelSpec:
         if tensors is None:
             assert config is not None
             packed = "bfloat16" if stored_scheme(config) else None

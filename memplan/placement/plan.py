@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import memplan
@@ -29,7 +30,10 @@ from memplan.types import (
 )
 from memplan.units import format_bytes
 
-__all__ = ["make_plan"]
+__all__ = ["Estimator", "make_plan"]
+
+Estimator = Callable[..., Footprint]
+"""`memplan.footprint.estimate.estimate`, or a callable with its arguments."""
 
 
 def make_plan(
@@ -41,6 +45,7 @@ def make_plan(
     baseline: int | None = None,
     costs: Sequence[Cost] = (),
     created_ns: int = 0,
+    estimator: Estimator = estimate,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
 
@@ -52,20 +57,21 @@ def make_plan(
         baseline: measured RSS of the interpreter in bytes, for plans in which the host computes.
         costs: what a GPU's context and libraries take, if known.
         created_ns: the caller's clock.
+        estimator: `memplan.footprint.estimate.estimate`, or what answers more exactly. One that is
+            slow has a method `quick` that the search for changes asks first.
 
     Raises UsageError and UnsupportedModelError.
     """
 
-    def replan(other: Workload) -> Plan:
-        return replace(
-            _plan(spec, other, devices, draft=draft, baseline=baseline, costs=costs),
-            created_ns=created_ns,
-        )
+    def replan(other: Workload, by: Estimator = estimator) -> Plan:
+        found = _plan(spec, other, devices, draft=draft, baseline=baseline, costs=costs, by=by)
+        return replace(found, created_ns=created_ns)
 
     plan = replan(workload)
     if plan.verdict.fits:
         return plan
-    changes = tuple(_changes(spec, plan, replan))
+    quick = getattr(estimator, "quick", None)
+    changes = tuple(_changes(spec, plan, replan, partial(replan, by=quick) if quick else replan))
     return replace(plan, verdict=replace(plan.verdict, changes=changes))
 
 
@@ -77,10 +83,11 @@ def _plan(
     draft: ModelSpec | None,
     baseline: int | None,
     costs: Sequence[Cost],
+    by: Estimator,
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
     beside = draft_lines(spec, workload, draft)
-    footprint = estimate(
+    footprint = by(
         spec,
         workload,
         kind="gpu" if gpus else "cpu",
@@ -136,13 +143,13 @@ def _verdict(books: Sequence[Ledger], assignment: Assignment) -> Verdict:
 _Replan = Callable[[Workload], Plan]
 
 
-def _changes(spec: ModelSpec, plan: Plan, replan: _Replan) -> Iterable[Change]:
+def _changes(spec: ModelSpec, plan: Plan, replan: _Replan, quick: _Replan) -> Iterable[Change]:
     """Yield single changes that make the plan fit, each at the largest value that does."""
     work = plan.workload
 
-    def smaller(option: str, value: int) -> Plan:
+    def smaller(option: str, value: int, *, sure: bool = False) -> Plan:
         fields: dict[str, Any] = {option: value}
-        return replan(replace(work, **fields))
+        return (replan if sure else quick)(replace(work, **fields))
 
     if work.task == "infer":
         assert work.context is not None
@@ -163,20 +170,37 @@ def _changes(spec: ModelSpec, plan: Plan, replan: _Replan) -> Iterable[Change]:
 
 
 def _largest(
-    option: str, now: int, least: int, replan: Callable[[str, int], Plan], note: str
+    option: str, now: int, least: int, replan: Callable[..., Plan], note: str
 ) -> Iterable[Change]:
-    """Yield the largest smaller value of an option that fits, halving and then bisecting."""
+    """Yield the largest smaller value of an option that fits, halving and then bisecting.
+
+    The search may be by a quicker estimate than the plan: what it finds is planned anew, and where
+    that does not fit, the search begins again, as the quicker estimate has learned from it.
+    """
+    for _ in range(_TRIES):
+        value = _bisect(now, least, lambda value: replan(option, value).verdict.fits)
+        if value is None:
+            return
+        found = replan(option, value, sure=True)
+        if found.verdict.fits:
+            yield from _if_fits(found, option.replace("_", "-"), str(value), note)
+            return
+        now = value
+
+
+def _bisect(now: int, least: int, fits: Callable[[int], bool]) -> int | None:
+    """Return a value from `least` to below `now` that fits, within a sixteenth of the largest."""
     low, high = least, now
-    if least >= now or not replan(option, least).verdict.fits:
-        return
+    if least >= now or not fits(least):
+        return None
     while high - low > max(1, low // 16):
         middle = (low + high) // 2
-        if replan(option, middle).verdict.fits:
-            low = middle
-        else:
-            high = middle
-    found = replan(option, low)
-    yield from _if_fits(found, option.replace("_", "-"), str(low), note)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+_TRIES = 3
+
 
 
 def _if_fits(plan: Plan, option: str, value: str, note: str) -> Iterable[Change]:

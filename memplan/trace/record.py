@@ -21,8 +21,8 @@ class Block:
     """Phase of its birth: "load", "forward 2", "backward 2", "step 2" ..."""
     module: str
     """Path of the module whose forward made it; "" outside of modules."""
-    operator: str
-    """Operator that made it, such as "aten::mm"."""
+    operator: object
+    """Operator that made it; its text is such as "aten.mm.default"."""
     label: str = ""
     """"weights", "gradients", "optimizer", "buffers", "inputs"; "" = decided by its life."""
     died: int | None = None
@@ -79,7 +79,7 @@ class Recording:
         """Open a phase; it ends where the next one begins."""
         self.marks.append((phase, len(self.events)))
 
-    def add(self, size: int, module: str, operator: str) -> int:
+    def add(self, size: int, module: str, operator: object) -> int:
         """Write down a new storage and return its number."""
         number = len(self.blocks)
         phase = self.marks[-1][0] if self.marks else ""
@@ -148,13 +148,13 @@ class Recording:
 
     def shares(self, event: int) -> list[Share]:
         """Return what is alive after an event by category, module and operator, largest first."""
-        sizes: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+        sizes: dict[tuple[str, str, object], list[int]] = defaultdict(lambda: [0, 0])
         for block in self.alive(event):
             entry = sizes[self.part(block), block.module, block.operator]
             entry[0] += block.size
             entry[1] += 1
         found = (
-            Share(part=part, module=module, operator=operator, bytes=size, count=count)
+            Share(part=part, module=module, operator=str(operator), bytes=size, count=count)
             for (part, module, operator), (size, count) in sizes.items()
         )
         return sorted(found, key=lambda share: -share.bytes)

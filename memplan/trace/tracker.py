@@ -47,7 +47,7 @@ class Tracker:
             if number is not None and label:
                 self.recording.blocks[number].label = label
 
-    def _see(self, tensor: Any, operator: str) -> None:
+    def _see(self, tensor: Any, operator: object) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -86,7 +86,7 @@ class Tracker:
                 self, func: Any, types: Any, args: Any = (), kwargs: Any = None
             ) -> Any:
                 hidden = scratch(func._schema.name, args)
-                number = self_.recording.add(hidden, stack[-1], str(func)) if hidden else None
+                number = self_.recording.add(hidden, stack[-1], func) if hidden else None
                 result = func(*args, **(kwargs or {}))
                 if isinstance(result, tensor_type):
                     see(result, func)

@@ -11,8 +11,8 @@ from typing import Any
 
 from memplan.errors import MemplanError
 from memplan.footprint.defaults import complete, weight_dtype
-from memplan.footprint.estimate import estimate
 from memplan.models.load import load_model
+from memplan.trace.estimate import TraceEstimator
 from memplan.types import Footprint, ModelSpec, Workload
 from memplan.validate.cases import Case
 
@@ -93,7 +93,7 @@ def _quantity(case: Case, spec: ModelSpec, workload: Workload) -> tuple[int, int
         lines = [("weights", spec.weight_bytes), *_kept_tables(spec, workload)]
         total = sum(size for _, size in lines) // ranks
         return total, total, total
-    footprint = estimate(spec, workload)
+    footprint = TraceEstimator()(spec, workload)
     if case.quantity == "total":
         return _total(footprint, case)
     found = [line for line in footprint.lines if line.part == case.quantity]

@@ -1,0 +1,193 @@
+"""ModelSpec + Workload -> Footprint with what the model's own code was seen to take.
+
+The closed form (`memplan.footprint.estimate`) says what is exact; the trace replaces what it can
+only approximate. Where a model cannot be traced, the closed form answers and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from memplan.errors import MissingDependencyError
+from memplan.footprint.estimate import estimate
+from memplan.footprint.lines import exact_line
+from memplan.trace.job import Job, Traced
+from memplan.trace.kernels import Target
+from memplan.trace.run import NotTracedError, trace
+from memplan.types import Footprint, Line, ModelSpec, Workload
+from memplan.units import MIB
+
+__all__ = ["TraceEstimator", "job_of"]
+
+_REST = ("weights", "buffers", "gradients", "optimizer", "kv_cache", "state_cache")
+
+
+def job_of(
+    spec: ModelSpec,
+    workload: Workload,
+    *,
+    kind: Literal["gpu", "cpu"],
+    compute: str | None = None,
+    folder: str | None = None,
+) -> Job:
+    """Return what a trace of a workload runs.
+
+    Args:
+        spec: with its config.
+        workload: complete.
+        kind: of the device that computes.
+        compute: its compute capability such as "8.9"; None = Ampere's.
+        folder: of the config, when the Python code in it is to be run.
+
+    Raises NotTracedError when the model's config is unknown.
+    """
+    if not spec.config:
+        raise NotTracedError(f"no config.json of {spec.name} is known, so nothing builds it")
+    padded = workload.data == "padded"
+    target = Target(kind=kind, capability=_capability(compute), padded=padded)
+    return Job(config=spec.config, workload=workload, target=target, folder=folder)
+
+
+def _capability(compute: str | None) -> int:
+    digits = (compute or "").replace(".", "")
+    return int(digits) if digits.isdigit() else 80
+
+
+class TraceEstimator:
+    """`memplan.footprint.estimate.estimate`, with a trace where it is asked for."""
+
+    def __init__(self, *, compute: str | None = None, folder: str | None = None) -> None:
+        """Remember the device's compute capability, and the folder whose code may be run."""
+        self._compute = compute
+        self._folder = folder
+        self._scale: float | None = None
+
+    def __call__(
+        self,
+        spec: ModelSpec,
+        workload: Workload,
+        *,
+        kind: Literal["gpu", "cpu"] = "gpu",
+        **others: Any,
+    ) -> Footprint:
+        """Return the footprint; arguments and errors are those of `estimate`."""
+        plain = estimate(spec, workload, kind=kind, **others)
+        if workload.estimator != "trace":
+            return plain
+        try:
+            job = job_of(spec, workload, kind=kind, compute=self._compute, folder=self._folder)
+            traced = trace(job)
+        except (NotTracedError, MissingDependencyError) as error:
+            return _explained(plain, str(error))
+        found = _replaced(plain, traced, workload, kind)
+        self._scale = _activations(found) / max(_activations(plain), 1)
+        return found
+
+    def quick(self, spec: ModelSpec, workload: Workload, **others: Any) -> Footprint:
+        """Return the closed form, its activations scaled as the last trace says."""
+        plain = estimate(spec, workload, **others)
+        if self._scale is None or workload.estimator != "trace":
+            return plain
+        scale = self._scale
+        lines = [
+            _scaled(line, scale) if line.part == "activations" else line for line in plain.lines
+        ]
+        return Footprint(lines=tuple(lines))
+
+
+def _scaled(line: Line, scale: float) -> Line:
+    size = int(line.bytes * scale)
+    return replace(
+        line, bytes=size, low_bytes=min(line.low_bytes, size), high_bytes=max(size, int(1.2 * size))
+    )
+
+
+def _activations(footprint: Footprint) -> int:
+    return sum(line.bytes for line in footprint.lines if line.part == "activations")
+
+
+def _explained(plain: Footprint, reason: str) -> Footprint:
+    """Return the closed form, its activations saying why they are not traced."""
+    text = f"closed form, not traced: {reason}"
+    lines = [
+        replace(line, source=f"{line.source}; {text}") if line.part == "activations" else line
+        for line in plain.lines
+    ]
+    return Footprint(lines=tuple(lines))
+
+
+def _replaced(plain: Footprint, traced: Traced, workload: Workload, kind: str) -> Footprint:
+    exact: list[Line] = [line for line in plain.lines if line.part == "weights"]
+    exact += [line for line in plain.lines if line.part in ("kv_cache", "state_cache")]
+    source = "seen in a trace"
+    for part, size in (
+        ("buffers", traced.buffers_bytes),
+        ("gradients", traced.gradients_bytes),
+        ("optimizer", traced.optimizer_bytes),
+    ):
+        own = next((line for line in plain.lines if line.part == part and line.basis == "exact"), None)
+        text = own.source if own is not None and own.bytes == size else source
+        if size:
+            exact.append(exact_line(part, size, text))  # type: ignore[arg-type]
+    known = traced.weights_bytes + traced.buffers_bytes + traced.gradients_bytes
+    known += traced.optimizer_bytes + traced.cache_bytes
+    others = [line for line in plain.lines if line.part == "overhead"]
+    line = _traced_line(traced, traced.peak_bytes - known, workload)
+    return Footprint(lines=(*exact, line, *_freed(traced, kind), *others))
+
+
+def _traced_line(traced: Traced, size: int, workload: Workload) -> Line:
+    """Return what is alive at the peak beyond weights, gradients, states and caches.
+
+    Band: 3 % below to 5 % above, the logits that a loop may keep until the backward pass ends, and
+    64 MiB for kernels' scratch and libraries' workspaces. On the host the trace equals the real
+    allocations within 0.01 %; published peaks of GPUs lie within 4 % of it.
+    """
+    size = max(size, 0)
+    largest = ", ".join(_words(share.module, share.operator) for share in _eaters(traced))
+    text = f"{workload.attention}, peak in {traced.peak_phase}"
+    return Line(
+        part="activations",
+        bytes=size,
+        low_bytes=int(0.97 * size),
+        high_bytes=int(1.05 * size) + _SLACK_BYTES,
+        basis="trace",
+        source=f"{text}; largest: {largest}" if largest else text,
+    )
+
+
+_SLACK_BYTES = 64 * MIB
+
+
+def _eaters(traced: Traced) -> Sequence[Any]:
+    own = [x for x in traced.shares if x.part in ("activations", "temporaries")]
+    return own[:2]
+
+
+def _words(module: str, operator: str) -> str:
+    name = operator.removeprefix("aten.").partition(".")[0]
+    last = module.rpartition(".")[2]
+    return f"{last or 'loss'} {name.strip('_')}".strip()
+
+
+def _freed(traced: Traced, kind: str) -> list[Line]:
+    """Return what the C library keeps of freed memory, where the host computes.
+
+    Saved tensors come in all sizes, and only what lies at the end of its heap is given back: with
+    glibc 55 % of 580 MiB and 80 % of 290 MiB stayed resident (100 M parameters, float32).
+    """
+    kept = sum(traced.parts.get(name, 0) for name in ("activations", "temporaries"))
+    if kind != "cpu" or not kept:
+        return []
+    return [
+        Line(
+            part="overhead",
+            bytes=kept // 2,
+            low_bytes=0,
+            high_bytes=kept,
+            basis="assumed",
+            source="freed memory that the C library keeps",
+        )
+    ]
