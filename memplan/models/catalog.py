@@ -12,12 +12,13 @@ import importlib.resources
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
 
 from memplan.errors import BadModelError
+from memplan.models.vision import read_vision
 from memplan.types import Layer, ModelSpec, State, Tensor
 from memplan.units import DTYPE_BITS
 
@@ -94,6 +95,8 @@ def _spec(entry: dict[str, Any], dtype: str | None) -> ModelSpec:
         tensors=tensors,
         layers=tuple(kinds[i] for i in entry["layers"]),
         exact_modules=True,
+        vision=read_vision(entry["config"]) if entry["config"] else None,
+        config=json.dumps(entry["config"]) if entry["config"] else "",
         **own,
     )
 
@@ -159,11 +162,30 @@ def entry_of(
         "architecture": spec.architecture,
         "model_type": spec.model_type,
         **{name: getattr(spec, name) for name in (*_FACTS, *_MORE)},
+        "config": _facts_of(json.loads(spec.config)) if spec.config else None,
         "layer_kinds": [_row(layer) for layer in kinds],
         "layers": layers,
         "stacks": _stacks(spec.tensors, shapes),
         "shapes": [json.loads(text) for text in shapes],
     }
+
+
+def _facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a config decides the model's shape: no file names, tokens or texts."""
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        if _NO_FACT.search(name) or value is None:
+            continue
+        if isinstance(value, Mapping):
+            value = _facts_of(value)  # noqa: PLW2901 - the same, shorter
+        kept[name] = value
+    return kept
+
+
+_NO_FACT = re.compile(
+    r"^_|token_id$|version|name_or_path|auto_map|quantization_config|label|task_specific|"
+    r"id2|2id|length_penalty|num_beams|diversity|bad_words|prefix|problem_type|output_"
+)
 
 
 def _row(layer: Layer) -> dict[str, Any]:

@@ -30,6 +30,9 @@ BUDGET_S = 2.0
 MAX_PATTERN = 4096
 """Longest pattern that is read, characters."""
 _PLAIN = re.compile(r"[\w.\-]+")
+_ONLY_REGEX = re.compile(r"[\\^$+()|{}\[\]]")
+"""What no file name pattern has: "model.layers.0*" is one, and read as an expression it meant every
+layer."""
 _FIRST = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
 _PREFIXES = ("", "model.", "language_model.model.", "model.language_model.")
 _EXPERTS = re.compile(r"(\.|^)experts$")
@@ -83,7 +86,8 @@ class ModuleNames:
         else:
             for glob in dict.fromkeys((pattern, f"{pattern}.*", _short(pattern))):
                 self._compile(fnmatch.translate(glob))
-            self._compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
+            if pattern.startswith(".") or _ONLY_REGEX.search(pattern):
+                self._compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
 
     def _compile(self, expression: str) -> None:
         import regex  # has a time limit, which re has not

@@ -202,7 +202,6 @@ def _bisect(now: int, least: int, fits: Callable[[int], bool]) -> int | None:
 _TRIES = 3
 
 
-
 def _if_fits(plan: Plan, option: str, value: str, note: str) -> Iterable[Change]:
     if plan.verdict.fits:
         total = plan.footprint.total_bytes

@@ -12,7 +12,7 @@ from memplan.errors import BadModelError, UsageError
 from memplan.models.meta import build_model
 from memplan.trace.fake import materialise
 from memplan.trace.job import Job
-from memplan.trace.kernels import FLASH
+from memplan.trace.patches import FLASH
 from memplan.types import Workload
 
 __all__ = ["ADAPTERS", "build"]
@@ -67,6 +67,7 @@ def _adapted(model: Any, work: Workload) -> Any:
     """Return a model with PEFT's adapters, in float32 unless said otherwise (PEFT's default)."""
     import peft
 
+    assert work.lora_rank is not None
     targets: Any = work.lora_targets or "all-linear"
     if targets != "all-linear":
         targets = [name.strip() for name in targets.split(",")]

@@ -127,7 +127,9 @@ def _replaced(plain: Footprint, traced: Traced, workload: Workload, kind: str) -
         ("gradients", traced.gradients_bytes),
         ("optimizer", traced.optimizer_bytes),
     ):
-        own = next((line for line in plain.lines if line.part == part and line.basis == "exact"), None)
+        own = next(
+            (line for line in plain.lines if line.part == part and line.basis == "exact"), None
+        )
         text = own.source if own is not None and own.bytes == size else source
         if size:
             exact.append(exact_line(part, size, text))  # type: ignore[arg-type]

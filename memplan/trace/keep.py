@@ -31,7 +31,7 @@ def load_trace(job: Job) -> Traced | None:
 
 
 def save_trace(job: Job, traced: Traced) -> None:
-    """Keep a trace. One whose model runs code of its own folder is not kept: the code may change."""
+    """Keep a trace, but not of a model that runs code of its own folder: that may change."""
     if job.folder is not None:
         return
     path = _path(job)

@@ -48,7 +48,7 @@ def chunked_loss(model: Any, inputs: dict[str, Any]) -> Any:
 def _function() -> Any:
     import torch
 
-    class ChunkedLoss(torch.autograd.Function):
+    class ChunkedLoss(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, labels: Any) -> Any:
             step = chunk_tokens(

@@ -37,7 +37,7 @@ def trace(job: Job, *, kept: bool = True) -> Traced:
         return found
     begin = time.monotonic()
     recording = record_job(job)
-    traced = summarise(recording, job, seconds=time.monotonic() - begin)
+    traced = summarise(recording, seconds=time.monotonic() - begin)
     if kept:
         save_trace(job, traced)
     return traced
@@ -88,12 +88,11 @@ def _is_foreign(path: str) -> bool:
     return "torch" in parts or "memplan" in parts[-3:]
 
 
-def summarise(recording: Recording, job: Job, *, seconds: float = 0.0) -> Traced:
+def summarise(recording: Recording, *, seconds: float = 0.0) -> Traced:
     """Return the figures of a recording.
 
     Args:
-        recording: of `job`.
-        job: what ran.
+        recording: of a job.
         seconds: what it took.
     """
     peak, event = recording.peak()
@@ -125,7 +124,9 @@ def _labels(recording: Recording) -> dict[str, int]:
 
 
 def _at_end(recording: Recording, label: str) -> int:
-    return sum(b.size for b in recording.blocks if b.label == label and b.died is None)
+    """Return the bytes of one label that are alive where the last phase begins."""
+    event = recording.marks[-1][1] - 1
+    return sum(block.size for block in recording.alive(event) if block.label == label)
 
 
 def _highest(recording: Recording, label: str) -> int:

@@ -11,9 +11,10 @@ from memplan.errors import UnsupportedModelError
 from memplan.trace.build import build
 from memplan.trace.fake import fake_mode
 from memplan.trace.job import Job
-from memplan.trace.kernels import scratch_bytes, target_kernels
+from memplan.trace.kernels import scratch_bytes
 from memplan.trace.loss import chunked_loss
 from memplan.trace.optimizers import make_optimizer, state_tensors
+from memplan.trace.patches import target_kernels
 from memplan.trace.tracker import Tracker
 from memplan.types import Workload
 
@@ -23,6 +24,8 @@ STEPS = 2
 """Optimizer steps: the first has no states beside its activations."""
 MICRO_STEPS = 2
 """Micro-batches of one step that are traced: the second has gradients beside its activations."""
+END = "end"
+"""Phase after the last token: what is alive then is the cache."""
 DECODED = 2
 """Tokens generated after a prompt: the first ends what only the prompt's pass keeps."""
 
@@ -109,8 +112,10 @@ def _inputs(torch: Any, model: Any, work: Workload) -> dict[str, Any]:
     takes = _parameters(model)
     if "labels" in takes:
         whole = "ForSequenceClassification" in type(_plain(model)).__name__
-        inputs["labels"] = torch.zeros(work.batch, dtype=torch.long) if whole else (
-            torch.zeros(work.batch, work.seq, dtype=torch.long)
+        inputs["labels"] = (
+            torch.zeros(work.batch, dtype=torch.long)
+            if whole
+            else (torch.zeros(work.batch, work.seq, dtype=torch.long))
         )
     if "use_cache" in takes:
         inputs["use_cache"] = False
@@ -155,6 +160,7 @@ def _infer(torch: Any, model: Any, work: Workload, tracker: Tracker) -> None:
             cache = {key: value} if key else {}
             tracker.label(_tensors_in(value), "kv_cache")
             del outputs, tokens
+        tracker.recording.begin(END)
 
 
 def _passes(context: int, chunk: int) -> Iterator[tuple[str, int]]:
@@ -192,6 +198,6 @@ def _tensors_in(value: Any) -> list[Any]:
             waiting += item.values()
         elif isinstance(item, list | tuple):
             waiting += item
-        elif hasattr(item, "__dict__") and not isinstance(item, type | Callable):  # type: ignore[arg-type]
+        elif hasattr(item, "__dict__") and not isinstance(item, type | Callable):
             waiting += vars(item).values()
     return found

@@ -15,6 +15,10 @@ Scratch = Callable[[str, tuple[Any, ...]], int]
 """(operator, arguments) -> bytes that it takes inside."""
 
 
+def _key(storage: Any) -> int:
+    return int(storage._cdata)  # noqa: SLF001 - the same for every view, and nothing public is
+
+
 class Tracker:
     """Writes the storages of everything that runs inside `watching()` into a Recording.
 
@@ -31,7 +35,7 @@ class Tracker:
 
     def number(self, tensor: Any) -> int | None:
         """Return a tensor's storage by its number, or None when it was never seen."""
-        found = self._known.get(tensor.untyped_storage()._cdata)
+        found = self._known.get(_key(tensor.untyped_storage()))
         return found[0] if found else None
 
     def add(self, tensors: Iterable[Any], label: str = "", operator: str = "") -> None:
@@ -49,7 +53,7 @@ class Tracker:
 
     def _see(self, tensor: Any, operator: object) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = _key(storage)
         if key in self._known:
             return
         size = storage.nbytes()
@@ -75,32 +79,9 @@ class Tracker:
             model: its modules give the names.
             scratch: (operator, arguments) -> bytes that it takes inside while it runs.
         """
-        import torch
         from torch.nn.modules import module as hooks
-        from torch.utils._python_dispatch import TorchDispatchMode
 
-        self_, see, stack, tensor_type = self, self._see, self._modules, torch.Tensor
-
-        class Mode(TorchDispatchMode):
-            def __torch_dispatch__(  # noqa: PLW3201 - torch's name
-                self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-            ) -> Any:
-                hidden = scratch(func._schema.name, args)
-                number = self_.recording.add(hidden, stack[-1], func) if hidden else None
-                result = func(*args, **(kwargs or {}))
-                if isinstance(result, tensor_type):
-                    see(result, func)
-                elif isinstance(result, tuple | list):
-                    for item in result:
-                        if isinstance(item, tensor_type):
-                            see(item, func)
-                        elif isinstance(item, list):
-                            for one in item:
-                                see(one, func)
-                if number is not None:
-                    self_.recording.end(number)
-                return result
-
+        stack = self._modules
         names = {id(module): name for name, module in model.named_modules()}
 
         def enter(module: Any, _: Any) -> None:
@@ -115,9 +96,42 @@ class Tracker:
             hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
-            with Mode():
+            with _mode(self._run, scratch):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
             del stack[1:]
+
+    def _run(self, operator: Any, call: Callable[[], Any], hidden: int) -> Any:
+        """Run an operator, with what it takes inside alive beside its results."""
+        recording, module = self.recording, self._modules[-1]
+        number = recording.add(hidden, module, operator) if hidden else None
+        result = call()
+        if isinstance(result, tuple | list):
+            for item in result:
+                self._see_all(item if isinstance(item, list) else (item,), operator)
+        else:
+            self._see_all((result,), operator)
+        if number is not None:
+            recording.end(number)
+        return result
+
+    def _see_all(self, values: Iterable[Any], operator: object) -> None:
+        for value in values:
+            if hasattr(value, "untyped_storage"):
+                self._see(value, operator)
+
+
+def _mode(run: Callable[[Any, Callable[[], Any], int], Any], scratch: Scratch) -> Any:
+    """Return a dispatch mode that hands every operator over."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Mode(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            hidden = scratch(func._schema.name, args)  # noqa: SLF001 - no public name without overload
+            return run(func, lambda: func(*args, **(kwargs or {})), hidden)
+
+    return Mode()

@@ -147,3 +147,16 @@ def test_a_model_without_linears_is_refused():
     )
     with pytest.raises(UnsupportedModelError, match="no module"):
         quantize(spec, None, parse_scheme("nf4"))
+
+
+def test_a_file_name_pattern_means_no_more_than_it_says():
+    """Modelopt writes "model.layers.0*"; as an expression that would be every layer."""
+    from memplan.models.skips import ModuleNames
+
+    names = ModuleNames(["model.layers.0*", "model.layers.1.*", "model.layers.7.mlp.shared*"])
+    assert names.hold("model.layers.0.mlp.gate_proj.weight")
+    assert names.hold("model.layers.1.mlp.gate_proj.weight")
+    assert names.hold("model.layers.7.mlp.shared_experts.up_proj.weight")
+    assert not names.hold("model.layers.17.mlp.gate_proj.weight")
+    assert not names.hold("model.layers.12.mlp.gate_proj.weight")
+    assert not names.hold("model.layers.7.mlp.experts.up_proj.weight")

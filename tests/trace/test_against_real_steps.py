@@ -14,7 +14,11 @@ from memplan.trace.job import Job
 from memplan.trace.kernels import Target
 from memplan.types import Workload
 
-pytestmark = pytest.mark.models
+pytestmark = [
+    pytest.mark.models,
+    # PEFT calls transformers by names that are about to go.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 LLAMA = {
     "model_type": "llama",
