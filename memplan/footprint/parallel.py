@@ -18,8 +18,15 @@ from memplan.footprint.parallel_ddp import ddp_lines
 from memplan.footprint.parallel_fsdp import fsdp_lines
 from memplan.footprint.parallel_grid import Grid, data_strategy, grid_of
 from memplan.footprint.parallel_model import activation_share, pieces
-from memplan.footprint.parallel_types import FLOATS, Piece, Shard, ShardOptions, StateRule
-from memplan.footprint.parallel_zero import ZeroDtypes, zero3_lines, zero12_lines
+from memplan.footprint.parallel_types import (
+    FLOATS,
+    Piece,
+    Shard,
+    ShardOptions,
+    StateRule,
+    elements,
+)
+from memplan.footprint.parallel_zero import ZeroDtypes, touched_elements, zero3_lines, zero12_lines
 from memplan.types import Line, Part, Tensor, Workload
 
 __all__ = ["shard", "shards"]
@@ -43,9 +50,9 @@ def shard(
         rule: bytes of one parameter's states, such as OPTIMIZERS["adamw"][0].
         trainable: names that get gradients; None = all.
         options: settings of the framework; None = its defaults.
-        rank: a global rank; None = the one with the most bytes on its device. Those are first in
-            their groups, because remainders are dealt out from the front, so one rank of each
-            pipeline stage is looked at.
+        rank: a global rank; None = the one with the most bytes on its device. Remainders are
+            dealt out from the front, so the first rank of each pipeline stage is looked at, and
+            with ZeRO-1 and 2 the one whose partition the longest parameters reach into.
 
     Raises UsageError for an unknown strategy, degrees that do not multiply to the devices, or a
     rank that is not there.
@@ -57,8 +64,8 @@ def shard(
                 f"rank {rank} of {job.grid.world}", hint=f"ranks are 0 to {job.grid.world - 1}"
             )
         return _shard(job, rank)
-    firsts = (job.grid.first_of_stage(stage) for stage in range(job.grid.pp))
-    return max((_shard(job, first) for first in firsts), key=lambda one: one.device_bytes)
+    found = (_shard(job, one) for stage in range(job.grid.pp) for one in _fullest(job, stage))
+    return max(found, key=lambda one: one.device_bytes)
 
 
 def shards(
@@ -100,6 +107,20 @@ def _job(
     grid = grid_of(workload, expert_tensor_parallel=options.expert_tensor_parallel)
     names = None if trainable is None else frozenset(trainable)
     return _Job(parameters, workload, rule, names, options, grid)
+
+
+def _fullest(job: _Job, stage: int) -> set[int]:
+    """Return the ranks of a stage among which the most loaded one is."""
+    first = job.grid.first_of_stage(stage)
+    if data_strategy(job.workload) not in {"zero1", "zero2"}:
+        return {first}
+    place = job.grid.place(first)
+    found, _ = pieces(job.parameters, job.trainable, job.grid, place, job.options)
+    dense = [p.tensor for p in found if p.trainable and p.group == job.grid.sharers]
+    if not dense:
+        return {first}
+    touched = touched_elements([elements(tensor) for tensor in dense], job.grid.sharers)
+    return {first, first + job.grid.tp * touched.index(max(touched))}
 
 
 def _shard(job: _Job, rank: int) -> Shard:

@@ -43,7 +43,7 @@ def ddp_lines(
     when nothing is data parallel, and there is no bucket.
     """
     trainable = [piece.tensor for piece in pieces if piece.trainable]
-    gradients = sum(tensor.bytes for tensor in trainable)
+    gradients = sum(piece.gradient_bytes for piece in pieces if piece.trainable)
     states = sum(rule(tensor) for tensor in trainable)
     buffers: tuple[Line, ...] = ()
     if wrapped and gradients and not options.gradient_as_bucket_view:

@@ -189,6 +189,7 @@ def pieces(
     layers = _layers(parameters, grid.pp, options)
     owners = {tensor.name: tensor for tensor in parameters}
     experts = 1 + max((int(m[1]) for t in parameters if (m := _EXPERT.search(t.name))), default=-1)
+    tied = {tensor.tied_to for tensor in parameters if tensor.tied_to}
     found = []
     for tensor in parameters:
         where = _stage_of(tensor.name, layers, grid.pp)
@@ -203,7 +204,7 @@ def pieces(
             local = tensor
         asked = trainable is None or local.name in trainable
         asked = asked or (tensor.tied_to or "") in (trainable or ())
-        piece = _piece(local, grid, place, options, experts=experts, trainable=asked)
+        piece = _piece(local, grid, place, options, experts=experts, trainable=asked, tied=tied)
         if piece is not None:
             found.append(piece)
     return tuple(found), layers.per_stage[place.pp]
@@ -224,6 +225,7 @@ def _piece(
     *,
     experts: int,
     trainable: bool,
+    tied: Collection[str],
 ) -> Piece | None:
     unit = unit_of(tensor.name)
     among = place.dp * grid.cp + place.cp
@@ -243,7 +245,16 @@ def _piece(
         if own is None:
             return None
         part, among = own, among // grid.ep
-    return Piece(tensor=part, unit=unit, group=group, position=among, trainable=trainable)
+    whole = style == "embedding_rowwise" and part is not tensor
+    return Piece(
+        tensor=part,
+        gradient_bytes=tensor.bytes if whole else part.bytes,
+        early=unit is None and (_after_layers(tensor.name) or tensor.name in tied),
+        unit=unit,
+        group=group,
+        position=among,
+        trainable=trainable,
+    )
 
 
 def in_flight(options: ShardOptions, *, stages: int, stage: int, micro_batches: int) -> Fraction:

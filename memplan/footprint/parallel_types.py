@@ -96,6 +96,11 @@ class Piece:
 
     tensor: Tensor
     """Its tensor- and expert-parallel part."""
+    gradient_bytes: int
+    """Bytes of its gradient as autograd makes it (torch gives the input embedding that tensor
+    parallelism divides by rows a gradient of all rows)."""
+    early: bool
+    """True for what the backward pass reaches before every layer: last norm, output matrix."""
     unit: str | None
     """Decoder layer that it belongs to ("model.layers.3"); None = the rest of the model."""
     group: int

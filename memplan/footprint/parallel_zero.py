@@ -23,7 +23,14 @@ from memplan.footprint.parallel_types import (
 )
 from memplan.types import Line, Tensor
 
-__all__ = ["ALIGNMENT", "ZeroDtypes", "partition_elements", "zero3_lines", "zero12_lines"]
+__all__ = [
+    "ALIGNMENT",
+    "ZeroDtypes",
+    "partition_elements",
+    "touched_elements",
+    "zero3_lines",
+    "zero12_lines",
+]
 
 ALIGNMENT = 2
 """Elements to which each rank's part of a flat group is aligned (nccl_start_alignment_factor)."""
@@ -78,13 +85,17 @@ def _flat(count: int, dtype: str) -> Tensor:
     return Tensor(name="flat", shape=(count,), dtype=dtype, bytes=size)
 
 
-def _in_partition(group: Sequence[Piece], part: int) -> int:
-    """Return A: parameters that reach into this rank's partition, whole (get_partition_info)."""
-    start, end, at, found = part * group[0].position, part * (group[0].position + 1), 0, 0
-    for piece in group:
-        size = elements(piece.tensor)
-        if start <= at < end or at < start < at + size:
-            found += size
+def touched_elements(sizes: Sequence[int], ranks: int) -> list[int]:
+    """Return A of each rank: parameters that reach into its partition, whole.
+
+    `sizes`: elements of each parameter, in order. Source: get_partition_info.
+    """
+    found = [0] * ranks
+    part = partition_elements(sum(sizes), ranks)
+    at = 0
+    for size in sizes:
+        for rank in range(at // part, (at + size - 1) // part + 1) if size else ():
+            found[rank] += size
         at += size
     return found
 
@@ -104,14 +115,15 @@ class _Sums:
 def _sums(pieces: Sequence[Piece], rule: StateRule, kinds: ZeroDtypes) -> _Sums:
     sums = _Sums()
     for group in _groups([piece for piece in pieces if piece.trainable]):
-        count = sum(elements(piece.tensor) for piece in group)
+        sizes = [elements(piece.tensor) for piece in group]
+        count = sum(sizes)
         part = partition_elements(count, group[0].group)
         sums.weights += part * group[0].group
         sums.part += part
-        sums.touched += _in_partition(group, part)
+        sums.touched += touched_elements(sizes, group[0].group)[group[0].position]
         sums.trainable += count
         sums.states += rule(_flat(part, kinds.master))
-        sums.largest = max(sums.largest, *(elements(piece.tensor) for piece in group))
+        sums.largest = max(sums.largest, *sizes)
     return sums
 
 
