@@ -119,13 +119,11 @@ def tracked(mesh, **options):
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh)
-    optimizer = torch.optim.AdamW(model.parameters())
     tokens = torch.zeros(1, 4, dtype=torch.long)
-    tracker = FSDPMemTracker(model, optimizer)
+    tracker = FSDPMemTracker(model)
     tracker.track_inputs((tokens,))
     with tracker:
         model(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
     snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     sizes = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
     names = ("UNSHARDED_PARAM", "UNSHARDED_GRAD", "ALL_GATHER", "REDUCE_SCATTER", "TEMP")
