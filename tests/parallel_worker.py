@@ -109,7 +109,8 @@ def tracked(mesh, **options):
     """Return the highest sum of gathered weights, full gradients and collectives' buffers.
 
     torch's own tracker; "temporary" holds the weights' full gradients and those of activations,
-    which a few tokens keep small.
+    which a few tokens keep small. The second pass counts, with the optimizer's states beside it:
+    in the first one the tracker takes weights that have just been gathered for activations.
     """
     import torch
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
@@ -120,9 +121,14 @@ def tracked(mesh, **options):
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh)
     tokens = torch.zeros(1, 4, dtype=torch.long)
-    tracker = FSDPMemTracker(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    tracker = FSDPMemTracker(model, optimizer)
     tracker.track_inputs((tokens,))
     with tracker:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        model.zero_grad()
+        tracker.reset_mod_stats()
         model(input_ids=tokens, labels=tokens).loss.backward()
     snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     sizes = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
