@@ -4,6 +4,7 @@
 
 Each process takes one AdamW step of a small Llama under every set-up and writes what torch then
 holds to FOLDER/RANK.json: bytes of storages, each once, and bytes of the tensors that view them.
+FOLDER/gathered.json says what FSDP2 gathers at most.
 """
 
 from __future__ import annotations
@@ -173,8 +174,6 @@ def everything(rank, ranks, folder):
         "fsdp kept": fsdp(build(), mesh, reshard_after_forward=False),
         "fsdp offload": fsdp(build(), mesh, offload_policy=CPUOffloadPolicy(pin_memory=False)),
     }
-    found["gathered"] = tracked(mesh)
-    found["gathered kept"] = tracked(mesh, reshard_after_forward=False)
     model = loaded(folder, tp_size=ranks, tp_plan="auto")
     found["tp"] = held(model, step(model))
     if ranks == 4:
@@ -184,8 +183,23 @@ def everything(rank, ranks, folder):
     dist.destroy_process_group()
 
 
+def gathered(ranks, folder):
+    """Track one rank of a job whose collectives do nothing, so that no thread holds a buffer."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    found = {"resharded": tracked(mesh), "kept": tracked(mesh, reshard_after_forward=False)}
+    Path(folder, "gathered.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     import torch.multiprocessing
 
-    build().save_pretrained(sys.argv[1])
-    torch.multiprocessing.spawn(everything, (int(sys.argv[2]), sys.argv[1]), int(sys.argv[2]))
+    where, count = sys.argv[1], int(sys.argv[2])
+    build().save_pretrained(where)
+    gathered(count, where)
+    torch.multiprocessing.spawn(everything, (count, where), count)
