@@ -17,7 +17,7 @@ from memplan.footprint.lines import exact_line
 from memplan.footprint.parallel_ddp import ddp_lines
 from memplan.footprint.parallel_fsdp import fsdp_lines
 from memplan.footprint.parallel_grid import Grid, data_strategy, grid_of
-from memplan.footprint.parallel_model import activation_share, pieces
+from memplan.footprint.parallel_model import Layout, activation_share, layout_of, pieces
 from memplan.footprint.parallel_types import (
     FLOATS,
     Piece,
@@ -88,7 +88,7 @@ def shards(
 class _Job:
     """The arguments of `shard`, complete."""
 
-    parameters: Sequence[Tensor]
+    layout: Layout
     workload: Workload
     rule: StateRule
     trainable: Collection[str] | None
@@ -106,7 +106,8 @@ def _job(
     options = options or ShardOptions()
     grid = grid_of(workload, expert_tensor_parallel=options.expert_tensor_parallel)
     names = None if trainable is None else frozenset(trainable)
-    return _Job(parameters, workload, rule, names, options, grid)
+    layout = layout_of(parameters, grid.pp, options)
+    return _Job(layout, workload, rule, names, options, grid)
 
 
 def _fullest(job: _Job, stage: int) -> set[int]:
@@ -115,7 +116,7 @@ def _fullest(job: _Job, stage: int) -> set[int]:
     if data_strategy(job.workload) not in {"zero1", "zero2"}:
         return {first}
     place = job.grid.place(first)
-    found, _ = pieces(job.parameters, job.trainable, job.grid, place, job.options)
+    found = pieces(job.layout, job.trainable, job.grid, place, job.options)
     dense = [p.tensor for p in found if p.trainable and p.group == job.grid.sharers]
     if not dense:
         return {first}
@@ -125,7 +126,7 @@ def _fullest(job: _Job, stage: int) -> set[int]:
 
 def _shard(job: _Job, rank: int) -> Shard:
     place = job.grid.place(rank)
-    found, layers = pieces(job.parameters, job.trainable, job.grid, place, job.options)
+    found = pieces(job.layout, job.trainable, job.grid, place, job.options)
     micro = job.workload.grad_accum or 1
     lines = _lines(job, found)
     return Shard(
@@ -138,7 +139,7 @@ def _shard(job: _Job, rank: int) -> Shard:
         host=_some(lines.get("host", ())),
         disk=_some(lines.get("disk", ())),
         activations=activation_share(
-            job.grid, place, job.options, layers=layers, micro_batches=micro
+            job.grid, place, job.options, layers=job.layout.layers[place.pp], micro_batches=micro
         ),
     )
 

@@ -19,9 +19,12 @@ from memplan.types import Tensor
 
 __all__ = [
     "DEFAULT_PLAN",
+    "Layout",
+    "Placed",
     "activation_share",
     "chunk",
     "in_flight",
+    "layout_of",
     "pieces",
     "stage_layers",
     "unit_of",
@@ -69,14 +72,31 @@ def chunk(size: int, parts: int, position: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layers:
-    """Units of a model by stage."""
+class Placed:
+    """One parameter and what its name says about it."""
 
-    main: str
-    """Where the decoder layers live ("model.layers")."""
-    stage: Mapping[str, int]
-    """Layer -> stage."""
-    per_stage: tuple[int, ...]
+    tensor: Tensor
+    """Whole."""
+    unit: str | None
+    """Its numbered layer."""
+    style: str
+    """How tensor parallelism divides it; "" = not at all."""
+    early: bool
+    """Its gradient comes before those of the layers."""
+    names: tuple[str, ...]
+    """Names under which it may be called trainable: its own, and its owner's when tied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A model by pipeline stage."""
+
+    stages: tuple[tuple[Placed, ...], ...]
+    """Parameters of each stage, in the model's order."""
+    layers: tuple[int, ...]
+    """Decoder layers of each stage."""
+    experts: int
+    """Experts of one layer that are tensors of their own; 0 = stacked, or none."""
 
 
 def stage_layers(count: int, pp: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -98,20 +118,62 @@ def stage_layers(count: int, pp: int, wanted: Sequence[int] | None = None) -> tu
     return tuple(count // pp + (1 if i < count % pp else 0) for i in range(pp))
 
 
-def _layers(parameters: Sequence[Tensor], pp: int, options: ShardOptions) -> _Layers:
-    sizes: dict[str, int] = {}
-    units: dict[str, dict[str, None]] = {}
+def layout_of(parameters: Sequence[Tensor], pp: int, options: ShardOptions) -> Layout:
+    """Return which parameters each stage has: whole layers in order, the rest first or last.
+
+    What stands before the layers (the embedding, a tower) goes to the first stage, the last norm
+    and the output matrix to the last one. A tied tensor costs nothing where its owner lives; on
+    another stage it is a copy of its own (Megatron's first and last stage both hold a tied
+    embedding).
+
+    Raises UsageError when the stages do not fit the layers.
+    """
+    units = {tensor.name: unit_of(tensor.name) for tensor in parameters}
+    stage, counts = _stages(parameters, units, pp, options)
+    owners = {tensor.name: tensor for tensor in parameters}
+    tied = {tensor.tied_to for tensor in parameters if tensor.tied_to}
+    where = {
+        name: stage.get(unit, 0) if unit else (pp - 1 if _after_layers(name) else 0)
+        for name, unit in units.items()
+    }
+    found: list[list[Placed]] = [[] for _ in range(pp)]
+    experts = 0
     for tensor in parameters:
-        unit = unit_of(tensor.name)
+        name, owner = tensor.name, owners.get(tensor.tied_to or "")
+        if tensor.kind != "parameter":
+            continue
+        if tensor.tied_to and (owner is None or where[owner.name] == where[name]):
+            continue
+        whole = replace(owner, name=name, tied_to=None) if owner else tensor
+        match = _EXPERT.search(name)
+        experts = max(experts, int(match[1]) + 1) if match else experts
+        unit = units[name]
+        early = unit is None and (_after_layers(name) or name in tied)
+        names = (name, owner.name) if owner else (name,)
+        found[where[name]].append(Placed(whole, unit, _style(name, options.tp_plan), early, names))
+    return Layout(tuple(map(tuple, found)), counts, experts)
+
+
+def _stages(
+    parameters: Sequence[Tensor], units: Mapping[str, str | None], pp: int, options: ShardOptions
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Return the stage of each decoder layer, and the layers of each stage.
+
+    The decoder's layers are the numbered list with the most bytes.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in parameters:
+        unit = units[tensor.name]
         if unit:
-            home = unit.rpartition(".")[0]
-            sizes[home] = sizes.get(home, 0) + tensor.bytes
-            units.setdefault(home, {})[unit] = None
-    main = max(sizes, key=lambda home: sizes[home], default="")
-    names = sorted(units.get(main, ()), key=lambda unit: int(unit.rpartition(".")[2]))
+            sizes[unit] = sizes.get(unit, 0) + tensor.bytes
+    lists: dict[str, list[str]] = {}
+    for unit in sizes:
+        lists.setdefault(unit.rpartition(".")[0], []).append(unit)
+    names = max(lists.values(), key=lambda some: sum(sizes[unit] for unit in some), default=[])
+    names = sorted(names, key=lambda unit: int(unit.rpartition(".")[2]))
     counts = stage_layers(len(names), pp, options.stage_layers)
     stage = [index for index, count in enumerate(counts) for _ in range(count)]
-    return _Layers(main, dict(zip(names, stage, strict=True)), counts)
+    return dict(zip(names, stage, strict=True)), counts
 
 
 def _after_layers(name: str) -> bool:
@@ -175,72 +237,41 @@ def _expert_part(tensor: Tensor, parts: int, position: int, count: int) -> Tenso
 
 
 def pieces(
-    parameters: Sequence[Tensor],
+    layout: Layout,
     trainable: Collection[str] | None,
     grid: Grid,
     place: Place,
     options: ShardOptions,
-) -> tuple[tuple[Piece, ...], int]:
-    """Return the pieces of one rank, and the decoder layers of its stage.
-
-    A tied tensor costs nothing where its owner lives; on another pipeline stage it is a copy of
-    its own (Megatron's first and last stage both hold a tied embedding).
-    """
-    layers = _layers(parameters, grid.pp, options)
-    owners = {tensor.name: tensor for tensor in parameters}
-    experts = 1 + max((int(m[1]) for t in parameters if (m := _EXPERT.search(t.name))), default=-1)
-    tied = {tensor.tied_to for tensor in parameters if tensor.tied_to}
-    found = []
-    for tensor in parameters:
-        where = _stage_of(tensor.name, layers, grid.pp)
-        if tensor.kind != "parameter" or where != place.pp:
-            continue
-        if tensor.tied_to:
-            owner = owners.get(tensor.tied_to)
-            if owner is None or _stage_of(owner.name, layers, grid.pp) == where:
-                continue
-            local = replace(owner, name=tensor.name, tied_to=None)
-        else:
-            local = tensor
-        asked = trainable is None or local.name in trainable
-        asked = asked or (tensor.tied_to or "") in (trainable or ())
-        piece = _piece(local, grid, place, options, experts=experts, trainable=asked, tied=tied)
-        if piece is not None:
-            found.append(piece)
-    return tuple(found), layers.per_stage[place.pp]
-
-
-def _stage_of(name: str, layers: _Layers, pp: int) -> int:
-    unit = unit_of(name)
-    if unit is None:
-        return pp - 1 if _after_layers(name) else 0
-    return layers.stage.get(unit, 0)
+) -> tuple[Piece, ...]:
+    """Return what one rank has of its stage; `trainable` names what gets gradients, None = all."""
+    found = (
+        _piece(placed, trainable, grid, place, options, experts=layout.experts)
+        for placed in layout.stages[place.pp]
+    )
+    return tuple(piece for piece in found if piece is not None)
 
 
 def _piece(
-    tensor: Tensor,
+    placed: Placed,
+    trainable: Collection[str] | None,
     grid: Grid,
     place: Place,
     options: ShardOptions,
     *,
     experts: int,
-    trainable: bool,
-    tied: Collection[str],
 ) -> Piece | None:
-    unit = unit_of(tensor.name)
+    tensor, style = placed.tensor, placed.style
     among = place.dp * grid.cp + place.cp
-    style = _style(tensor.name, options.tp_plan)
-    if grid.ep == 1 or not _STACKED.search(tensor.name):
-        part = _tensor_part(tensor, grid.tp, place.tp, style)
-        group = grid.sharers
+    expert = grid.ep > 1 and _STACKED.search(tensor.name) is not None
+    if not expert:
+        part, group = _tensor_part(tensor, grid.tp, place.tp, style), grid.sharers
     elif options.expert_tensor_parallel:
         part = _tensor_part(tensor, grid.tp, place.tp, style)
         group = grid.sharers // grid.ep
     else:
-        part = tensor
-        group = grid.sharers * grid.tp // grid.ep
+        part, group = tensor, grid.sharers * grid.tp // grid.ep
         among = among * grid.tp + place.tp
-    if grid.ep > 1 and _STACKED.search(tensor.name):
+    if expert:
         own = _expert_part(part, grid.ep, among % grid.ep, experts)
         if own is None:
             return None
@@ -249,11 +280,11 @@ def _piece(
     return Piece(
         tensor=part,
         gradient_bytes=tensor.bytes if whole else part.bytes,
-        early=unit is None and (_after_layers(tensor.name) or tensor.name in tied),
-        unit=unit,
+        early=placed.early,
+        unit=placed.unit,
         group=group,
         position=among,
-        trainable=trainable,
+        trainable=trainable is None or any(name in trainable for name in placed.names),
     )
 
 

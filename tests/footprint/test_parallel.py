@@ -20,7 +20,13 @@ from memplan.footprint.parallel import shard, shards
 from memplan.footprint.parallel_ddp import ddp_buckets
 from memplan.footprint.parallel_fsdp import fsdp_gather_bytes, fsdp_part
 from memplan.footprint.parallel_grid import STRATEGIES, Place, grid_of
-from memplan.footprint.parallel_model import activation_share, in_flight, pieces, stage_layers
+from memplan.footprint.parallel_model import (
+    activation_share,
+    in_flight,
+    layout_of,
+    pieces,
+    stage_layers,
+)
 from memplan.footprint.parallel_types import ShardOptions
 from memplan.footprint.parallel_zero import partition_elements, touched_elements
 from memplan.types import Tensor, Workload
@@ -53,6 +59,12 @@ def of_worker(dtype="float32", **changes):
         tied_to = owner if owner != name else None
         found.append(tensor(name, *value.shape, dtype=dtype, tied_to=tied_to))
     return tuple(found)
+
+
+def of_rank(parameters, grid, rank):
+    options = ShardOptions()
+    layout = layout_of(parameters, grid.pp, options)
+    return pieces(layout, None, grid, grid.place(rank), options)
 
 
 def sizes(one):
@@ -153,7 +165,7 @@ def test_fsdp2_views_are_the_ranks_own_rows(ran):
     total = 0
     for rank, held in enumerate(found):
         grid = grid_of(training("fsdp2", ranks))
-        own, _ = pieces(parameters, None, grid, grid.place(rank), ShardOptions())
+        own = of_rank(parameters, grid, rank)
         local = sum(fsdp_part(piece, padded=False).bytes for piece in own)
         assert held["fsdp"]["views"]["weights"] == local
         total += local
@@ -216,7 +228,7 @@ def test_a_hybrid_is_the_product_of_its_parts(ran):
     for rank, held in enumerate(found):
         grid = grid_of(training("fsdp2", 4, tp=2))
         one = shard(of_worker(), training("fsdp2", 4, tp=2), ADAMW, rank=rank)
-        own, _ = pieces(of_worker(), None, grid, grid.place(rank), ShardOptions())
+        own = of_rank(of_worker(), grid, rank)
         local = sum(fsdp_part(piece, padded=False).bytes for piece in own)
         assert held["tp fsdp"]["views"]["weights"] == local
         assert held["tp fsdp"]["stored"]["gradients"] == one.gradients.bytes
@@ -637,7 +649,7 @@ def test_tensor_parallel_parts_add_up(parameters, ranks):
 def test_gathering_needs_more_than_one_layer_and_less_than_everything_twice(parameters, ranks):
     """Weights, outputs of the collectives and gradients are each at most the padded model."""
     grid = grid_of(training("fsdp2", ranks))
-    found, _ = pieces(parameters, None, grid, grid.place(0), ShardOptions())
+    found = of_rank(parameters, grid, 0)
     low, value, high = fsdp_gather_bytes(found, ShardOptions())
     padded = sum(ranks * fsdp_part(piece, padded=True).bytes for piece in found)
     assert 0 < low <= value <= high
