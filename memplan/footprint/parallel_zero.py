@@ -4,7 +4,10 @@ Read in DeepSpeed 0.19.8: runtime/zero/stage_1_and_2.py, stage3.py, partition_pa
 partitioned_param_coordinator.py, config.py, offload_config.py. Symbols: N trainable elements, n
 ranks that share them, p this rank's elements of the partition, e bytes of one element of the
 weights, m of the master weights (4, or e without mixed precision), A elements of the parameters
-that begin or lie in a rank's partition.
+that reach into a rank's partition.
+
+One optimizer parameter group is assumed; each further one (no weight decay for vectors, as the
+Trainer makes) pads by itself, at most 2n elements.
 """
 
 from __future__ import annotations
@@ -243,8 +246,11 @@ def zero3_lines(
     """Return a rank's lines of ZeRO-3.
 
     Each parameter is cut into n parts of ceil(elements / n), the last padded; weights (e · p),
-    master weights (m · p; none when m = e, unless offloaded) and states follow. Gradients: one
-    buffer of e · p from the start, and at the step one sub-group's copy in the master's dtype.
+    master weights (m · p) and states follow. Where m = e DeepSpeed means to share weights and
+    master weights, but compares a device with its name, which are never equal: it makes a copy
+    (measured). Gradients: one buffer of e · p from the start, and at the step one sub-group's copy
+    in the master's dtype.
+
     Buffers: the gradient bucket, whole; parameters up to the persistence threshold, which stay
     gathered; and gathered ones up to max_live_parameters (a model that is smaller than
     max_reuse_distance, 1e9 too, stays gathered between forward and backward). Band of those: the
@@ -267,8 +273,9 @@ def zero3_lines(
         lines["weights"] = (exact_line("weights", 0, "ZeRO-3: gathered from the host when used"),)
         _offload_weights(weights, options, e, host, disk)
     offload = options.offload_optimizer
-    copy = 0 if m == e and offload == "none" else part * m
-    master = exact_line("optimizer", copy + states, f"ZeRO-3: {kinds.master} weights and states")
+    master = exact_line(
+        "optimizer", part * m + states, f"ZeRO-3: {kinds.master} weights and states"
+    )
     flat = exact_line("gradients", part * e, "ZeRO-3: 1/n of the gradients")
     step = sub * m
     if offload == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import deepspeed_worker
 import parallel_worker
 import pytest
 from hypothesis import given, settings
@@ -345,7 +347,7 @@ DEEPSPEED = {
     ("zero2", "bf16-mixed"): (1_039_680, 693_120 + 1_386_244, (362_304, 388_224, 361_728)),
     ("zero2", "fp32"): (2_079_360, 693_120 + 1_386_244, (724_608, 776_448, 723_456)),
     ("zero3", "bf16-mixed"): (346_560, 693_120 + 1_386_244, (346_560,) * 3),
-    ("zero3", "fp32"): (693_120, 1_386_244, (693_120,) * 3),
+    ("zero3", "fp32"): (693_120, 693_120 + 1_386_244, (693_120,) * 3),
 }
 """Stage and precision -> bytes of weights, of master weights and states, and of the gradients of
 each of three ranks at the end of the backward pass. Measured: DeepSpeed 0.19.8 with torch.optim.
@@ -363,6 +365,33 @@ def test_zero_ranks_hold_what_deepspeed_held(strategy, precision):
         assert one.weights.bytes == weights
         assert one.optimizer.bytes == optimizer
         assert one.gradients.bytes - master == held
+
+
+@pytest.mark.models
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "precision"), DEEPSPEED)
+def test_zero_ranks_hold_what_deepspeed_holds_now(tmp_path, strategy, precision):
+    """The same figures from the version that is installed, where one is."""
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    dtype = {"fp32": "float32", "bf16-mixed": "bfloat16"}[precision]
+    arguments = [str(tmp_path), "3", strategy[-1], dtype]
+    done = subprocess.run(
+        [sys.executable, deepspeed_worker.__file__, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights, optimizer, gradients = DEEPSPEED[strategy, precision]
+    for rank in range(3):
+        held = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+        assert held["weights"] == weights
+        assert held["optimizer"] == optimizer
+        assert held["gradients"] == gradients[rank]
+        if strategy == "zero3" and precision == "bf16-mixed":
+            assert (held["bucket"], held["persistent"]) == (200_000, 1_344)
 
 
 @pytest.mark.models
