@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from memplan.errors import UsageError
 from memplan.types import Line, Tensor
 
 __all__ = [
@@ -88,6 +89,19 @@ class ShardOptions:
     """Model chunks of one stage ("interleaved")."""
     stage_layers: tuple[int, ...] | None = None
     """Decoder layers of each stage; None = as equal as can be, the first ones take what is left."""
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise give wrong bytes; raises UsageError."""
+        if self.reduce_dtype not in FLOATS:
+            raise UsageError(
+                f"gradients cannot be reduced in {self.reduce_dtype!r}",
+                hint="one of: " + ", ".join(sorted(FLOATS)),
+            )
+        if self.chunks < 1 or self.sub_group_size < 1 or self.reduce_bucket_size < 1:
+            raise UsageError(
+                "chunks, sub_group_size and reduce_bucket_size must be at least 1",
+                hint="leave them out for the frameworks' defaults",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
