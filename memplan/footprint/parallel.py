@@ -156,7 +156,7 @@ def _lines(job: _Job, found: Sequence[Piece]) -> dict[str, tuple[Line, ...]]:
     workload, rule, options = job.workload, job.rule, job.options
     strategy = data_strategy(workload)
     if strategy == "ddp":
-        wrapped = workload.strategy == "ddp" or job.grid.sharers > 1
+        wrapped = job.grid.sharers > 1 or (workload.strategy == "ddp" and job.grid.world == 1)
         return ddp_lines(found, rule, options, wrapped=wrapped)
     if strategy == "fsdp2":
         return fsdp_lines(found, rule, options, mixed=_gathered_in(workload))

@@ -49,7 +49,7 @@ def ddp_lines(
     if wrapped and gradients and not options.gradient_as_bucket_view:
         count = len(ddp_buckets(trainable, options))
         text = f"DDP: {count} buckets, a second copy of all gradients"
-        buffers = (exact_line("buffers", gradients, text),)
+        buffers = (exact_line("buffers", sum(tensor.bytes for tensor in trainable), text),)
     how = "all of them on every rank"
     return {
         "weights": (exact_line("weights", sum(p.tensor.bytes for p in pieces), how),),

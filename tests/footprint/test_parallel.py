@@ -630,6 +630,19 @@ SHARDED = {
 MOMENTUM = OPTIMIZERS["sgd-momentum"][0]
 
 
+def test_buckets_are_there_when_something_is_data_parallel():
+    """A DDP job has them on one GPU too; tensor and pipeline parallelism alone have none."""
+    parameters = (tensor("model.layers.0.mlp.up_proj.weight", 8, 8),)
+    for work, size in (
+        (training("ddp", 1), 256),
+        (training("ddp", 2), 256),
+        (training("ddp", 2, tp=2), 0),
+        (training("tp", 4, tp=2), 128),
+        (training("tp", 2), 0),
+    ):
+        assert sum(line.bytes for line in shard(parameters, work, ADAMW).buffers) == size
+
+
 @settings(deadline=None)
 @given(models(), st.integers(1, 9), st.sampled_from(sorted(SHARDED)))
 def test_shards_add_up_to_at_least_the_whole(parameters, ranks, strategy):
