@@ -1,0 +1,161 @@
+"""FSDP2 (torch.distributed.fsdp.fully_shard): each parameter divided along its first axis.
+
+Read in torch 2.13, torch/distributed/fsdp/_fully_shard: _fsdp_param.py (chunks, padding),
+_fsdp_collectives.py (buffers) and _fsdp_param_group.py (what is alive when).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memplan.footprint.lines import band_line, exact_line
+from memplan.footprint.parallel_model import chunk
+from memplan.footprint.parallel_types import (
+    ELEMENT_BYTES,
+    FLOATS,
+    Piece,
+    ShardOptions,
+    StateRule,
+    elements,
+)
+from memplan.types import Line, Tensor
+
+__all__ = ["fsdp_gather_bytes", "fsdp_lines", "fsdp_part"]
+
+
+def fsdp_part(piece: Piece, *, padded: bool) -> Tensor:
+    """Return what one rank has of a parameter: ceil(rows / n) rows until they run out.
+
+    `padded`: as it is stored. Every rank allocates the rows of the first one, so that they can be
+    gathered without a copy; the parameter is a view of its own rows, and optimizer states, which
+    are made like that view, are not padded.
+    """
+    tensor = piece.tensor
+    if not tensor.shape:
+        return tensor
+    rows = chunk(tensor.shape[0], piece.group, 0 if padded else piece.position)
+    part = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    return replace(part, bytes=elements(part) * _element(tensor))
+
+
+def _element(tensor: Tensor) -> int:
+    count = elements(tensor)
+    return ELEMENT_BYTES.get(tensor.dtype) or (-(-tensor.bytes // count) if count else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One FSDP module, in bytes."""
+
+    gathered: int
+    """The output of its all-gather, padded to n equal parts."""
+    unsharded: int
+    """Its whole parameters, copied out of that, padded too."""
+    gradients: int
+    """Their gradients before reduction."""
+    scattered: int
+    """The input of its reduce-scatter, padded."""
+
+
+def _unit(pieces: Sequence[Piece], options: ShardOptions, *, mixed: str | None) -> _Unit:
+    gathered = unsharded = gradients = scattered = 0
+    for piece in pieces:
+        cast = mixed is not None and piece.tensor.dtype in FLOATS
+        width = ELEMENT_BYTES[mixed] if cast and mixed else _element(piece.tensor)
+        reduced = ELEMENT_BYTES[options.reduce_dtype] if cast else width
+        whole = piece.group * elements(fsdp_part(piece, padded=True))
+        unsharded += whole * width
+        gathered += whole * width if piece.group > 1 else 0
+        if piece.trainable:
+            gradients += elements(piece.tensor) * width
+            scattered += whole * reduced
+    return _Unit(gathered, unsharded, gradients, scattered)
+
+
+_NOTHING = _Unit(0, 0, 0, 0)
+
+
+def fsdp_gather_bytes(
+    pieces: Sequence[Piece], options: ShardOptions, *, mixed: str | None = None
+) -> tuple[int, int, int]:
+    """Return the bytes of gathered weights, full gradients and reduction inputs: (low, all, high).
+
+    One FSDP module for each numbered layer, and the root for the rest; `mixed` is the dtype in
+    which weights are gathered when it is not their own. The root stays gathered from the forward
+    pass to the end of the backward pass, its gradients are reduced last. Alive beside it:
+
+    forward, layer i: its weights, its all-gather's output and that of the layer before, which is
+    held until the copy is done (implicit prefetch);
+    backward, layer i: its weights, its full gradients, the reduction input of the layer after it,
+    and the all-gather's output of the layer before it (prefetch), beside the root's gradients
+    that come first (output matrix, tied embedding);
+    last: the root's full gradients and the input of their reduction.
+
+    Without reshard_after_forward every layer stays gathered up to its own backward pass. All is
+    the highest of these; low is the root and the largest layer once (the optimizer's step holds
+    none at all), high one more gathered layer and its reduction input. Against torch's own
+    FSDPMemTracker (8 layers, 4 and 8 ranks, both settings): the same, without what the tracker
+    calls temporary beyond the weights' gradients.
+    """
+    names: dict[str | None, list[Piece]] = {None: []}
+    for piece in pieces:
+        names.setdefault(piece.unit, []).append(piece)
+    outside = names.pop(None)
+    root = _unit(outside, options, mixed=mixed)
+    first = _unit([piece for piece in outside if piece.early], options, mixed=mixed).gradients
+    layers = [_unit(group, options, mixed=mixed) for group in names.values()]
+    moments = [root.gathered + root.unsharded, root.gradients + root.scattered]
+    stays = 0
+    for i, layer in enumerate(layers):
+        before = layers[i - 1] if i else root
+        after = layers[i + 1] if i + 1 < len(layers) else _NOTHING
+        ahead = 0 if not options.reshard_after_forward or not i else before.gathered
+        forward = layer.gathered + before.gathered + layer.unsharded
+        backward = layer.unsharded + layer.gradients + after.scattered + ahead
+        moments += [root.unsharded + stays + forward]
+        moments += [root.unsharded + first + stays + backward]
+        reducing = layer.gradients + layer.scattered + ahead
+        moments += [root.unsharded + first + stays + reducing]
+        stays += 0 if options.reshard_after_forward else layer.unsharded
+    if layers:
+        moments.append(root.unsharded + root.gradients + layers[0].scattered)
+    largest = max(layers, key=lambda unit: unit.unsharded, default=_NOTHING)
+    value = max(moments)
+    low = min(value, root.unsharded + largest.unsharded)
+    return low, value, value + largest.gathered + largest.scattered
+
+
+def fsdp_lines(
+    pieces: Sequence[Piece], rule: StateRule, options: ShardOptions, *, mixed: str | None
+) -> dict[str, tuple[Line, ...]]:
+    """Return a rank's lines; with "cpu" offload its parts lie in host memory (CPUOffloadPolicy).
+
+    Weights and gradients are the padded parts, in the parameters' own dtype (also when they are
+    gathered and reduced in another), states those of the rank's own rows. Offloaded gradients are
+    copies of the rank's own rows, without padding. The collectives' buffers are a formula
+    (`fsdp_gather_bytes`).
+    """
+    trainable = [piece for piece in pieces if piece.trainable]
+    offload = "cpu" in {options.offload_param, options.offload_optimizer}
+    weights = sum(fsdp_part(piece, padded=True).bytes for piece in pieces)
+    gradients = sum(fsdp_part(piece, padded=not offload).bytes for piece in trainable)
+    states = sum(rule(fsdp_part(piece, padded=False)) for piece in trainable)
+    ranks = max((piece.group for piece in pieces), default=1)
+    own = (
+        exact_line("weights", weights, f"FSDP2: ceil(rows / {ranks}) rows of each parameter"),
+        exact_line("gradients", gradients, "FSDP2: one for each part, in its dtype"),
+        exact_line("optimizer", states, "FSDP2: states of the rank's own rows"),
+    )
+    low, value, high = fsdp_gather_bytes(pieces, options, mixed=mixed)
+    kept = "resharded" if options.reshard_after_forward else "kept"
+    text = f"FSDP2: root, two gathered layers and their gradients; layers {kept} after forward"
+    buffers = (band_line("buffers", value, low=low, high=high, source=text),)
+    if offload:
+        empty = tuple(exact_line(line.part, 0, "in host memory (CPUOffloadPolicy)") for line in own)
+        return _by_part(empty) | {"buffers": buffers, "host": own}
+    return _by_part(own) | {"buffers": buffers}
+
+
+def _by_part(lines: Sequence[Line]) -> dict[str, tuple[Line, ...]]:
+    return {str(line.part): (line,) for line in lines}
