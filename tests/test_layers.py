@@ -29,6 +29,7 @@ PURE = BASE | {
         "formats",
         "footprint",
         "runtimes",
+        "parallel",
         "placement",
         "emit",
         "compare",

@@ -1,4 +1,4 @@
-"""Options that `plan` and `map` share, and what becomes of them."""
+"""Options that `plan` and `map` share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from memplan.errors import UnitError, UsageError
 from memplan.units import parse_bytes
 
 if TYPE_CHECKING:
-    from memplan.types import ModelSpec, Plan
+    from memplan.types import Plan
 
 __all__ = [
     "Bytes",
     "Count",
-    "build_plan",
     "chosen_unit",
     "plan_options",
     "read_plan",
@@ -173,6 +172,25 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="train: padded batches need a mask. Default: packed.",
     ),
     click.option(
+        "--gpus", type=_COUNT, metavar="N", help="GPUs in all, each as --device says. Default: 1."
+    ),
+    click.option("--nodes", type=_COUNT, metavar="N", help="train: machines that they are in."),
+    click.option(
+        "--strategy",
+        type=click.Choice(["ddp", "zero1", "zero2", "zero3", "fsdp2", "tp", "pp", "ep", "cp"]),
+        help="train on several GPUs. Default: fsdp2.",
+    ),
+    *(
+        click.option(f"--{name}", type=_COUNT, metavar="N", help=f"train: {text}-parallel degree.")
+        for name, text in (
+            ("tp", "tensor"),
+            ("pp", "pipeline"),
+            ("dp", "data"),
+            ("ep", "expert"),
+            ("cp", "context"),
+        )
+    ),
+    click.option(
         "--device",
         multiple=True,
         metavar="NAME|SIZE|local|cpu",
@@ -209,139 +227,6 @@ def unit_option(function: F) -> F:
     return click.option(
         "--unit", type=click.Choice(["GiB", "MiB", "GB"]), help="Unit of sizes. Default: GiB."
     )(function)
-
-
-_WORK = (
-    "task",
-    "runtime",
-    "dtype",
-    "quant",
-    "context",
-    "images",
-    "image_size",
-    "batch",
-    "prefill_chunk",
-    "kv_dtype",
-    "cache",
-    "attention",
-    "lora_slots",
-    "lora_rank",
-    "lora_targets",
-    "draft",
-    "draft_tokens",
-    "logits",
-    "method",
-    "optimizer",
-    "seq",
-    "grad_accum",
-    "checkpointing",
-    "precision",
-    "loss",
-    "data",
-    "lora_dropout",
-    "lora_dtype",
-    "estimator",
-    "host_memory",
-    "disk",
-    "reserve",
-    "host_bandwidth",
-    "disk_bandwidth",
-)
-
-
-def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
-    """Return the plan that a command line asks for.
-
-    Args:
-        options: the values of `plan_options` by name.
-        exact_modules: build the model where a file's names might not be those of its modules.
-    """
-    import time
-    from dataclasses import replace
-
-    from memplan.devices.baseline import known_baseline
-    from memplan.devices.overhead import fixed_costs
-    from memplan.devices.parse import parse_hardware
-    from memplan.footprint.defaults import complete, weight_dtype
-    from memplan.models.load import load_model
-    from memplan.placement.plan import make_plan
-    from memplan.trace.estimate import TraceEstimator
-
-    work = {name: options[name] for name in _WORK}
-    spec = load_model(
-        options["model"],
-        dtype=weight_dtype(work),
-        options=work,
-        exact_modules=exact_modules,
-        trust_remote_code=options["trust_remote_code"],
-    )
-    hardware = parse_hardware(
-        options["device"],
-        host_memory=options["host_memory"],
-        disk=options["disk"],
-        reserve=options["reserve"] or 0,
-        host_bandwidth=options["host_bandwidth"],
-        disk_bandwidth=options["disk_bandwidth"],
-    )
-    workload = complete({**work, "device": options["device"] or None}, spec)
-    sizes = {device.name: device.capacity_bytes for device in hardware.devices}
-    workload = replace(
-        workload,
-        device=hardware.names,
-        host_memory=sizes.get("cpu", 0),
-        disk=sizes.get("disk", 0),
-        reserve=options["reserve"] or 0,
-        gpus=max(sum(device.kind == "gpu" for device in hardware.devices), 1),
-        assumed=(*workload.assumed, *_assumed_hardware(options)),
-    )
-    first = hardware.devices[0]
-    return make_plan(
-        spec,
-        workload,
-        hardware.devices,
-        draft=_draft(options, workload.runtime),
-        baseline=known_baseline(),
-        costs=fixed_costs(
-            vendor=first.vendor,
-            compute=first.compute,
-            runtime=workload.runtime,
-            gpus=workload.gpus,
-        ),
-        created_ns=time.time_ns(),
-        estimator=TraceEstimator(
-            compute=first.compute if first.vendor == "NVIDIA" else None,
-            folder=_folder(options),
-        ),
-    )
-
-
-def _folder(options: dict[str, Any]) -> str | None:
-    """Return the folder whose Python code may be run, or None."""
-    path = Path(options["model"])
-    if not options["trust_remote_code"] or not path.exists():
-        return None
-    return str(path if path.is_dir() else path.parent)
-
-
-def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
-    """Return the draft model that an option names, as the target's engine loads it."""
-    from memplan.footprint.draft import MTP
-    from memplan.models.load import load_model
-
-    name = options["draft"]
-    if name in (None, MTP):
-        return None
-    return load_model(
-        name,
-        dtype=None,
-        options={"runtime": engine},
-        trust_remote_code=options["trust_remote_code"],
-    )
-
-
-def _assumed_hardware(options: dict[str, Any]) -> tuple[str, ...]:
-    names = ("host_memory", "disk", "reserve")
-    return tuple(name for name in names if options[name] is None)
 
 
 def read_plan(key: str) -> Plan:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from memplan.cli import style
-from memplan.cli.options import build_plan, chosen_unit, plan_options, unit_option
+from memplan.cli.build import build_plan
+from memplan.cli.options import chosen_unit, plan_options, unit_option
 
 __all__ = ["device_map", "plan"]
 

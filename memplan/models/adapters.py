@@ -104,7 +104,10 @@ def _trained(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
     rank = options.get("lora_rank") or DEFAULT_RANK
     targets = options.get("lora_targets") or ALL_LINEAR
     dtype = dtype_name(options.get("lora_dtype") or "float32")
-    added = _adapters(spec, 1, rank, targets, dtype)
+    added = tuple(
+        replace(tensor, shape=tensor.shape[1:])  # one set: no dimension of slots
+        for tensor in _adapters(spec, 1, rank, targets, dtype)
+    )
     if not added:
         raise UsageError(
             f"{spec.name} has no linear called {targets}", hint=f"--lora-targets {ALL_LINEAR}"

@@ -46,10 +46,6 @@ def assign(
     if not computing:
         raise UsageError("no device computes: a disk alone runs nothing", hint="add --device cpu")
     if len(computing) > 1:
-        if workload.task == "train":
-            raise UsageError(
-                "training is planned on one device at a time", hint="give one --device"
-            )
         layers = _Several(spec, workload, footprint, units, beside)
         return layers.assignment(computing, slow)
     hosted = _hosted(spec, workload, computing[0], slow)

@@ -12,15 +12,18 @@ from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import image_tokens
+from memplan.parallel.moments import closed_moments
 from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
+from memplan.placement.ranks import assign_ranks
 from memplan.placement.stream import decode_speed
 from memplan.placement.units import cut
 from memplan.types import (
     Change,
     Device,
     Footprint,
+    FrozenMap,
     Ledger,
     ModelSpec,
     Placement,
@@ -96,7 +99,11 @@ def _plan(
         beside=beside,
     )
     units = cut(spec)
-    assignment = assign(spec, workload, footprint, units, devices, beside=beside)
+    if workload.task == "train" and len(gpus) > 1:
+        moments = getattr(by, "moments", closed_moments)
+        assignment = assign_ranks(spec, workload, footprint, devices, moments)
+    else:
+        assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines)
     if len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
@@ -109,7 +116,7 @@ def _plan(
         footprint=footprint,
         devices=books,
         placement=Placement(
-            device_map=device_map(units, assignment.where),
+            device_map=device_map(units, assignment.where) if assignment.where else FrozenMap(),
             offloaded_bytes=offloaded,
             streamed_bytes_per_token=offloaded,
             decode_tokens_per_s=decode_speed(assignment.offloaded, devices),

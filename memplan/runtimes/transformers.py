@@ -34,6 +34,7 @@ __all__ = [
     "offloaded_lines",
     "overhead_line",
     "training_line",
+    "training_moments",
 ]
 
 NAME = "transformers"
@@ -236,12 +237,7 @@ def training_line(
 
     Band: 0.6 to 1.6 times the saved tensors, and 128 MiB.
     """
-    assert workload.seq is not None
-    element = 2 if workload.precision != "fp32" else 4
-    tokens = workload.batch * workload.seq
-    kept = _saved(spec, workload, tokens, element)
-    loss = act.loss_bytes(tokens=tokens, vocab=spec.vocab, element_bytes=element)
-    temporary = _step_bytes(spec, workload, gradients, kind)
+    kept, loss, temporary = training_moments(spec, workload, gradients=gradients, kind=kind)
     accumulated = (workload.grad_accum or 1) > 1
 
     def beyond(scale: float, step: int, freed: float) -> int:
@@ -259,6 +255,18 @@ def training_line(
         basis="formula",
         source=f"saved tensors ({attention}), logits and the step's temporaries",
     )
+
+
+def training_moments(
+    spec: ModelSpec, workload: Workload, *, gradients: int, kind: Literal["gpu", "cpu"]
+) -> tuple[int, int, int]:
+    """Return the bytes of what all layers save, of the loss, and of the optimizer's temporaries."""
+    assert workload.seq is not None
+    element = 2 if workload.precision != "fp32" else 4
+    tokens = workload.batch * workload.seq
+    kept = _saved(spec, workload, tokens, element)
+    loss = act.loss_bytes(tokens=tokens, vocab=spec.vocab, element_bytes=element)
+    return kept, loss, _step_bytes(spec, workload, gradients, kind)
 
 
 def _step_bytes(spec: ModelSpec, workload: Workload, gradients: int, kind: str) -> int:

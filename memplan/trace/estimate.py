@@ -13,6 +13,7 @@ from typing import Any, Literal
 from memplan.errors import MissingDependencyError
 from memplan.footprint.estimate import estimate
 from memplan.footprint.lines import exact_line
+from memplan.parallel.moments import Moments, closed_moments
 from memplan.trace.job import Job, Traced
 from memplan.trace.kernels import Target
 from memplan.trace.run import NotTracedError, trace
@@ -85,6 +86,18 @@ class TraceEstimator:
         self._scale = _activations(found) / max(_activations(plain), 1)
         return found
 
+    def moments(self, spec: ModelSpec, workload: Workload, *, gradients: int) -> Moments:
+        """Return a step's two instants on one GPU, traced where that is asked for and possible."""
+        closed = closed_moments(spec, workload, gradients=gradients)
+        if workload.estimator != "trace":
+            return closed
+        single = replace(workload, gpus=1, nodes=1, strategy=None, tp=1, pp=1, dp=1, ep=1, cp=1)
+        try:
+            job = job_of(spec, single, kind="gpu", compute=self._compute, folder=self._folder)
+            return _moments(trace(job))
+        except (NotTracedError, MissingDependencyError) as error:
+            return replace(closed, source=f"{closed.source}; closed form, not traced: {error}")
+
     def quick(self, spec: ModelSpec, workload: Workload, **others: Any) -> Footprint:
         """Return the closed form, its activations scaled as the last trace says."""
         plain = estimate(spec, workload, **others)
@@ -95,6 +108,26 @@ class TraceEstimator:
             _scaled(line, scale) if line.part == "activations" else line for line in plain.lines
         ]
         return Footprint(lines=tuple(lines))
+
+
+def _moments(traced: Traced) -> Moments:
+    """Return the most that was alive in passes and in steps beyond weights and states."""
+    own = ("activations", "temporaries", "inputs", "buffers")
+    saved = step = 0
+    for phase in traced.phases:
+        held = sum(phase.parts.get(name, 0) for name in own)
+        if phase.name.startswith("step"):
+            step = max(step, held)
+        elif phase.name != "load":
+            saved = max(saved, held)
+    return Moments(
+        saved_bytes=saved,
+        step_bytes=step,
+        basis="trace",
+        source="a step on one device",
+        low=0.95,
+        high=1.15,
+    )
 
 
 def _scaled(line: Line, scale: float) -> Line:

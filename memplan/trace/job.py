@@ -14,7 +14,7 @@ from memplan.versions import installed_version
 
 __all__ = ["Job", "Traced"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when a trace of the same job would come out otherwise."""
 
 _FIELDS = (

@@ -41,6 +41,8 @@ class Phase:
     """One past its last event."""
     peak_bytes: int
     """Most that was alive at once in it."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """What was alive then, by category."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +115,11 @@ class Recording:
         ends = [mark for _, mark in self.marks[1:]] + [len(totals)]
         result = []
         for (name, begin), end in zip(self.marks, ends, strict=True):
-            before = totals[begin - 1] if begin else 0
-            highest = max(totals[begin:end], default=0)
-            peak = max(before, highest)
-            result.append(Phase(name=name, begin=begin, end=end, peak_bytes=peak))
+            first = max(begin - 1, 0)
+            peak = max(totals[first:end], default=0)
+            event = totals.index(peak, first, end) if peak else first
+            parts = self.parts(event) if peak else {}
+            result.append(Phase(name=name, begin=begin, end=end, peak_bytes=peak, parts=parts))
         return tuple(result)
 
     def alive(self, event: int) -> Iterator[Block]:

@@ -130,9 +130,9 @@ def test_several_small_gpus_stream_the_last_layers(llama):
     assert sum(x.parts.get("kv_cache", 0) for x in plan.devices) == 512 * 32 * 2 * 4096 * 2
 
 
-def test_training_on_several_gpus_is_refused_and_not_guessed(tiny):
-    """One device at a time."""
-    with pytest.raises(UsageError, match="one device"):
+def test_training_asks_for_as_many_devices_as_ranks(tiny):
+    """The workload says how many GPUs there are, and nothing is guessed."""
+    with pytest.raises(UsageError, match="1 GPUs are to train and 2 are named"):
         planned(tiny, [gpu(GIB), gpu(GIB, 1)], task="train")
 
 

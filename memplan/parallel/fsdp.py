@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memplan.footprint.lines import band_line, exact_line
-from memplan.footprint.parallel_model import chunk
-from memplan.footprint.parallel_types import (
+from memplan.parallel.model import chunk
+from memplan.parallel.types import (
     ELEMENT_BYTES,
     FLOATS,
     Piece,

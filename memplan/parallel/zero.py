@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memplan.footprint.lines import band_line, exact_line
-from memplan.footprint.parallel_types import (
+from memplan.parallel.types import (
     ELEMENT_BYTES,
     FLOATS,
     Piece,

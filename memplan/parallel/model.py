@@ -2,7 +2,7 @@
 
 Weights first: a stage takes whole layers, tensor parallelism a part of each matrix, expert
 parallelism some of the experts. What is left is a list of pieces, which data parallelism divides
-(`parallel_ddp`, `parallel_zero`, `parallel_fsdp`). Then the share of the saved tensors.
+(`ddp`, `zero` and `fsdp` beside this). Then the share of the saved tensors.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from memplan.errors import UsageError
-from memplan.footprint.parallel_grid import Grid, Place
-from memplan.footprint.parallel_types import ActivationShare, Piece, ShardOptions, elements
+from memplan.parallel.grid import Grid, Place
+from memplan.parallel.types import ActivationShare, Piece, ShardOptions, elements
 from memplan.types import Tensor
 
 __all__ = [

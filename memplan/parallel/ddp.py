@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan.footprint.lines import exact_line
-from memplan.footprint.parallel_types import Piece, ShardOptions, StateRule
+from memplan.parallel.types import Piece, ShardOptions, StateRule
 from memplan.types import Line, Tensor
 
 __all__ = ["ddp_buckets", "ddp_lines"]

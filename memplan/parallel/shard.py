@@ -2,8 +2,8 @@
 
     parameters + Workload + optimizer rule -> Shard (of the most loaded rank, or of one)
 
-Model parallelism first (`parallel_model`: tp, ep, pp), then what data parallelism does with the
-pieces (`parallel_ddp`, `parallel_zero`, `parallel_fsdp`): a hybrid is the product of the two.
+Model parallelism first (`memplan.parallel.model`: tp, ep, pp), then what data parallelism does with
+the pieces (`ddp`, `zero` and `fsdp` beside it): a hybrid is the product of the two.
 Activations are not counted here; `Shard.activations` says which share of them a rank has.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from memplan.errors import UsageError
 from memplan.footprint.lines import exact_line
-from memplan.footprint.parallel_ddp import ddp_lines
-from memplan.footprint.parallel_fsdp import fsdp_lines
-from memplan.footprint.parallel_grid import Grid, data_strategy, grid_of
-from memplan.footprint.parallel_model import Layout, activation_share, layout_of, pieces
-from memplan.footprint.parallel_types import (
+from memplan.parallel.ddp import ddp_lines
+from memplan.parallel.fsdp import fsdp_lines
+from memplan.parallel.grid import Grid, data_strategy, grid_of
+from memplan.parallel.model import Layout, activation_share, layout_of, pieces
+from memplan.parallel.types import (
     FLOATS,
     Piece,
     Shard,
@@ -26,7 +26,7 @@ from memplan.footprint.parallel_types import (
     StateRule,
     elements,
 )
-from memplan.footprint.parallel_zero import ZeroDtypes, touched_elements, zero3_lines, zero12_lines
+from memplan.parallel.zero import ZeroDtypes, touched_elements, zero3_lines, zero12_lines
 from memplan.types import Line, Part, Tensor, Workload
 
 __all__ = ["shard", "shards"]

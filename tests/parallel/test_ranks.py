@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 
 from memplan.errors import UsageError
 from memplan.footprint.optimizer import OPTIMIZERS
-from memplan.footprint.parallel import shard, shards
-from memplan.footprint.parallel_ddp import ddp_buckets
-from memplan.footprint.parallel_fsdp import fsdp_gather_bytes, fsdp_part
-from memplan.footprint.parallel_grid import STRATEGIES, Place, grid_of
-from memplan.footprint.parallel_model import (
+from memplan.parallel.ddp import ddp_buckets
+from memplan.parallel.fsdp import fsdp_gather_bytes, fsdp_part
+from memplan.parallel.grid import STRATEGIES, Place, grid_of
+from memplan.parallel.model import (
     activation_share,
     in_flight,
     layout_of,
     pieces,
     stage_layers,
 )
-from memplan.footprint.parallel_types import ShardOptions
-from memplan.footprint.parallel_zero import partition_elements, touched_elements
+from memplan.parallel.shard import shard, shards
+from memplan.parallel.types import ShardOptions
+from memplan.parallel.zero import partition_elements, touched_elements
 from memplan.types import Tensor, Workload
 from memplan.units import MIB
 

@@ -1,0 +1,186 @@
+"""The options of a plan -> the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memplan.errors import UsageError
+
+if TYPE_CHECKING:
+    from memplan.types import ModelSpec, Plan
+
+__all__ = ["build_plan"]
+
+_WORK = (
+    "task",
+    "runtime",
+    "dtype",
+    "quant",
+    "context",
+    "images",
+    "image_size",
+    "batch",
+    "prefill_chunk",
+    "kv_dtype",
+    "cache",
+    "attention",
+    "lora_slots",
+    "lora_rank",
+    "lora_targets",
+    "draft",
+    "draft_tokens",
+    "logits",
+    "method",
+    "optimizer",
+    "seq",
+    "grad_accum",
+    "checkpointing",
+    "precision",
+    "loss",
+    "data",
+    "lora_dropout",
+    "lora_dtype",
+    "estimator",
+    "host_memory",
+    "disk",
+    "reserve",
+    "host_bandwidth",
+    "disk_bandwidth",
+    *("nodes", "strategy", "tp", "pp", "dp", "ep", "cp"),
+)
+
+
+def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
+    """Return the plan that a command line asks for.
+
+    Args:
+        options: the values of `plan_options` by name.
+        exact_modules: build the model where a file's names might not be those of its modules.
+    """
+    import time
+    from dataclasses import replace
+
+    from memplan.devices.baseline import known_baseline
+    from memplan.devices.overhead import fixed_costs
+    from memplan.devices.parse import parse_hardware
+    from memplan.footprint.defaults import complete, weight_dtype
+    from memplan.models.load import load_model
+    from memplan.placement.plan import make_plan
+    from memplan.trace.estimate import TraceEstimator
+
+    work = {name: options[name] for name in _WORK}
+    _check_parallel(options)
+    spec = load_model(
+        options["model"],
+        dtype=weight_dtype(work),
+        options=work,
+        exact_modules=exact_modules,
+        trust_remote_code=options["trust_remote_code"],
+    )
+    hardware = parse_hardware(
+        _devices(options),
+        host_memory=options["host_memory"],
+        disk=options["disk"],
+        reserve=options["reserve"] or 0,
+        host_bandwidth=options["host_bandwidth"],
+        disk_bandwidth=options["disk_bandwidth"],
+    )
+    workload = complete({**work, "device": options["device"] or None}, spec)
+    sizes = {device.name: device.capacity_bytes for device in hardware.devices}
+    count = max(sum(device.kind == "gpu" for device in hardware.devices), 1)
+    if workload.task == "train" and count > 1 and workload.strategy is None:
+        workload = replace(workload, strategy="fsdp2", assumed=(*workload.assumed, "strategy"))
+    workload = replace(
+        workload,
+        device=hardware.names,
+        host_memory=sizes.get("cpu", 0),
+        disk=sizes.get("disk", 0),
+        reserve=options["reserve"] or 0,
+        gpus=count,
+        assumed=(*workload.assumed, *_assumed_hardware(options)),
+    )
+    first = hardware.devices[0]
+    return make_plan(
+        spec,
+        workload,
+        hardware.devices,
+        draft=_draft(options, workload.runtime),
+        baseline=known_baseline(),
+        costs=fixed_costs(
+            vendor=first.vendor,
+            compute=first.compute,
+            runtime=workload.runtime,
+            gpus=workload.gpus,
+        ),
+        created_ns=time.time_ns(),
+        estimator=TraceEstimator(
+            compute=first.compute if first.vendor == "NVIDIA" else None,
+            folder=_folder(options),
+        ),
+    )
+
+
+_PARALLEL = ("nodes", "strategy", "tp", "pp", "dp", "ep", "cp")
+
+
+def _check_parallel(options: dict[str, Any]) -> None:
+    if options["task"] == "train":
+        return
+    for name in _PARALLEL:
+        if options[name] is not None:
+            raise UsageError(
+                f"--{name} is planned for training alone so far", hint="add --task train"
+            )
+
+
+def _devices(options: dict[str, Any]) -> tuple[str, ...]:
+    """Return one name for each GPU: --gpus repeats the only --device."""
+    names: tuple[str, ...] = tuple(options["device"])
+    count: int | None = options["gpus"]
+    if count is None:
+        return names
+    if count > MOST_GPUS:
+        raise UsageError(f"{count} GPUs are too many to list", hint=f"at most {MOST_GPUS}")
+    if not names:
+        raise UsageError("--gpus counts devices that --device names", hint="add --device h100")
+    if len(names) == 1 and names[0] not in ("local", "cpu"):
+        return names * count
+    if len(names) != count:
+        raise UsageError(
+            f"--gpus says {count} and {len(names)} devices are named", hint="leave --gpus out"
+        )
+    return names
+
+
+MOST_GPUS = 4096
+"""How many GPUs a plan lists at most."""
+
+
+def _folder(options: dict[str, Any]) -> str | None:
+    """Return the folder whose Python code may be run, or None."""
+    path = Path(options["model"])
+    if not options["trust_remote_code"] or not path.exists():
+        return None
+    return str(path if path.is_dir() else path.parent)
+
+
+def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
+    """Return the draft model that an option names, as the target's engine loads it."""
+    from memplan.footprint.draft import MTP
+    from memplan.models.load import load_model
+
+    name = options["draft"]
+    if name in (None, MTP):
+        return None
+    return load_model(
+        name,
+        dtype=None,
+        options={"runtime": engine},
+        trust_remote_code=options["trust_remote_code"],
+    )
+
+
+def _assumed_hardware(options: dict[str, Any]) -> tuple[str, ...]:
+    names = ("host_memory", "disk", "reserve")
+    return tuple(name for name in names if options[name] is None)

@@ -1,0 +1,104 @@
+"""Training on several GPUs: what each rank holds, as an assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from memplan.errors import UsageError
+from memplan.footprint.estimate import trained_tensors
+from memplan.footprint.optimizer import OPTIMIZERS
+from memplan.footprint.overhead import host_line
+from memplan.parallel.moments import Moments, rank_line
+from memplan.parallel.shard import shard, shards
+from memplan.parallel.types import Shard
+from memplan.placement.loads import Assignment
+from memplan.types import Device, Footprint, Line, ModelSpec, Workload
+
+__all__ = ["assign_ranks"]
+
+MOST_RANKS = 64
+"""Ranks up to which each is worked out; of a larger job every one is taken for the fullest."""
+
+FindMoments = Callable[..., Moments]
+"""(spec, workload, gradients=bytes) -> Moments."""
+
+
+def assign_ranks(
+    spec: ModelSpec,
+    workload: Workload,
+    footprint: Footprint,
+    devices: Sequence[Device],
+    moments: FindMoments,
+) -> Assignment:
+    """Return what each GPU of a training job holds.
+
+    Args:
+        spec: the model in the dtype in which it is loaded.
+        workload: complete, with a strategy; its GPUs are those of all machines together.
+        footprint: on one device that does it all: overhead and module buffers are taken from it.
+        devices: one GPU for each rank, then host memory and disk of one machine.
+        moments: what gives the activations on one device.
+
+    Raises UsageError for degrees that do not multiply to the GPUs, or too few devices.
+    """
+    gpus = [device for device in devices if device.kind == "gpu"]
+    if len(gpus) != workload.gpus:
+        raise UsageError(
+            f"{workload.gpus} GPUs are to train and {len(gpus)} are named",
+            hint="name one --device for all, or as many as --gpus says",
+        )
+    trained = trained_tensors(spec, workload)
+    whole = sum(tensor.bytes for tensor in trained)
+    assert workload.optimizer is not None
+    rule = OPTIMIZERS[workload.optimizer][0]
+    names = frozenset(tensor.name for tensor in trained)
+    if len(gpus) > MOST_RANKS:
+        found = [shard(spec.tensors, workload, rule, trainable=names)] * len(gpus)
+    else:
+        found = list(shards(spec.tensors, workload, rule, trainable=names))
+    single = moments(spec, workload, gradients=whole)
+    kept = _kept(footprint, workload)
+    lines: dict[str, tuple[Line, ...]] = {}
+    for gpu, one in zip(gpus, found, strict=True):
+        own = rank_line(single, one, workload, layers=len(spec.layers), whole=whole)
+        lines[gpu.name] = tuple(x for x in (*one.lines, own, *kept) if x.high_bytes)
+    lines |= _beside(found, devices, workload)
+    return Assignment(where={}, lines=lines, policy=_policy(workload))
+
+
+def _kept(footprint: Footprint, workload: Workload) -> tuple[Line, ...]:
+    """Return what each rank has as one device has it: overhead, and buffers that are no copies.
+
+    ZeRO and FSDP2 hold 16-bit weights themselves: autocast has nothing to copy.
+    """
+    copies = workload.strategy in ("zero1", "zero2", "zero3", "fsdp2")
+    parts = [line for line in footprint.lines if line.part in ("buffers", "overhead")]
+    return tuple(line for line in parts if not (copies and "autocast" in line.source))
+
+
+def _beside(
+    found: Sequence[Shard], devices: Sequence[Device], workload: Workload
+) -> dict[str, tuple[Line, ...]]:
+    """Return what one machine's host memory and disk hold for its ranks."""
+    ranks = found[: -(-len(found) // workload.nodes)]
+    lines: dict[str, tuple[Line, ...]] = {}
+    for device in devices:
+        if device.kind == "cpu":
+            held = [line for one in ranks for line in one.host]
+            lines[device.name] = (*held, *(host_line() for _ in ranks))
+        elif device.kind == "disk":
+            held = [line for one in ranks for line in one.disk]
+            lines[device.name] = tuple(held)
+    return lines
+
+
+def _policy(workload: Workload) -> str:
+    degrees = [
+        f"{name} {getattr(workload, name)}"
+        for name in ("tp", "pp", "cp", "ep", "dp")
+        if getattr(workload, name) > 1
+    ]
+    text = f"{workload.strategy} over {workload.gpus} GPUs"
+    if workload.nodes > 1:
+        text += f" of {workload.nodes} machines"
+    return f"{text} ({', '.join(degrees)})" if degrees else text

@@ -1,0 +1,111 @@
+"""Training on several GPUs: each rank's ledger, held against the plan of one device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from checkpoints import TINY, write_llama
+
+from memplan.errors import UsageError
+from memplan.footprint.defaults import complete
+from memplan.models.load import load_model
+from memplan.parallel.moments import Moments
+from memplan.placement.plan import make_plan
+from memplan.placement.ranks import MOST_RANKS
+from memplan.types import Device
+from memplan.units import GIB
+
+CONFIG = {**TINY, "hidden_size": 256, "vocab_size": 4096, "num_hidden_layers": 4}
+
+
+def planned(tmp_path, count, *, capacity=80 * GIB, model=CONFIG, **options):
+    folder = write_llama(tmp_path, model)
+    options = {"task": "train", "precision": "bf16", "estimator": "formula", **options}
+    spec = load_model(str(folder), dtype="bfloat16", options=options)
+    work = dataclasses.replace(complete(options, spec), gpus=count)
+    gpus = [Device(name=f"cuda:{i}", kind="gpu", capacity_bytes=capacity) for i in range(count)]
+    host = Device(name="cpu", kind="cpu", capacity_bytes=512 * GIB)
+    return make_plan(spec, work, [*gpus, host])
+
+
+def test_ddp_holds_on_each_rank_what_one_device_holds_and_its_buckets(tmp_path):
+    """Only the buckets are more."""
+    one = planned(tmp_path, 1)
+    both = planned(tmp_path, 2, strategy="ddp")
+    for part in ("weights", "gradients", "optimizer", "activations"):
+        assert both.footprint.part(part) == one.footprint.part(part)
+    more = both.footprint.part("buffers") - one.footprint.part("buffers")
+    assert more == one.footprint.part("gradients")
+    assert both.devices[0].parts == both.devices[1].parts
+    assert both.placement.policy == "ddp over 2 GPUs"
+
+
+@pytest.mark.parametrize(("strategy", "more"), [("zero3", 1.5), ("fsdp2", 1.0)])
+def test_sharding_divides_weights_gradients_and_states(tmp_path, strategy, more):
+    """By the number of ranks, up to what is left over; DeepSpeed keeps master weights, too."""
+    one = planned(tmp_path, 1)
+    plan = planned(tmp_path, 4, strategy=strategy)
+    for part, scale in (("weights", 1.0), ("optimizer", more)):
+        whole = scale * one.footprint.part(part)
+        assert whole / 4 <= plan.footprint.part(part) <= whole / 4 * 1.02
+    assert plan.footprint.total_bytes < one.footprint.total_bytes
+
+
+def test_tensor_and_pipeline_parallelism_take_their_share_of_the_activations(tmp_path):
+    """A degree of two leaves more than half, as norms' inputs stay whole."""
+    plain = planned(tmp_path, 1, seq=512).footprint.part("activations")
+    by_tensor = planned(tmp_path, 2, strategy="tp", seq=512).footprint.part("activations")
+    assert plain / 2 < by_tensor < plain
+
+
+def test_offloaded_states_and_each_rank_of_a_machine_are_charged_to_the_host(tmp_path):
+    """The host runs one process for each of its GPUs."""
+    plan = planned(tmp_path, 4, strategy="fsdp2")
+    host = next(ledger for ledger in plan.devices if ledger.kind == "cpu")
+    assert host.parts["overhead"] == 4 * GIB
+    two = planned(tmp_path, 4, strategy="fsdp2", nodes=2)
+    assert next(x for x in two.devices if x.kind == "cpu").parts["overhead"] == 2 * GIB
+
+
+def test_adapters_are_sharded_over_all_ranks(tmp_path):
+    """The states of every rank, not of the first alone."""
+    plan = planned(tmp_path, 2, strategy="fsdp2", method="lora", lora_rank=8)
+    gpus = [ledger for ledger in plan.devices if ledger.kind == "gpu"]
+    assert gpus[0].parts["optimizer"] == pytest.approx(gpus[1].parts["optimizer"], rel=0.01)
+
+
+def test_a_job_of_thousands_of_ranks_is_planned_by_its_fullest(tmp_path):
+    """All ledgers are alike, and it takes no longer."""
+    plan = planned(tmp_path, MOST_RANKS * 4, strategy="fsdp2")
+    assert len({ledger.parts for ledger in plan.devices if ledger.kind == "gpu"}) == 1
+
+
+def test_degrees_that_do_not_multiply_to_the_gpus_are_refused(tmp_path):
+    """With what they multiply to."""
+    with pytest.raises(UsageError, match="not 4 GPUs"):
+        planned(tmp_path, 4, strategy="tp", tp=3)
+
+
+def test_what_the_estimator_saw_is_what_the_ranks_get(tmp_path):
+    """An estimator with moments of its own is asked instead of the formulas."""
+    from memplan.footprint.estimate import estimate
+
+    def seen(*_, **__):
+        return Moments(
+            saved_bytes=7 * GIB, step_bytes=0, basis="trace", source="seen", low=1.0, high=1.0
+        )
+
+    def by(*args, **kwargs):
+        return estimate(*args, **kwargs)
+
+    by.moments = seen
+    folder = write_llama(tmp_path, CONFIG)
+    options = {"task": "train", "precision": "bf16", "strategy": "ddp"}
+    spec = load_model(str(folder), dtype="bfloat16", options=options)
+    work = dataclasses.replace(complete(options, spec), gpus=2)
+    gpus = [Device(name=f"cuda:{i}", kind="gpu", capacity_bytes=80 * GIB) for i in range(2)]
+    plan = make_plan(spec, work, gpus, estimator=by)
+    gradients = plan.footprint.part("gradients")
+    assert plan.footprint.part("activations") == 7 * GIB - gradients
+    assert next(x for x in plan.footprint.lines if x.part == "activations").basis == "trace"
