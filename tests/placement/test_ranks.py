@@ -49,7 +49,6 @@ def test_sharding_divides_weights_gradients_and_states(tmp_path, strategy, more)
     for part, scale in (("weights", 1.0), ("optimizer", more)):
         whole = scale * one.footprint.part(part)
         assert plan.footprint.part(part) == pytest.approx(whole / 4, rel=0.02)
-    assert plan.footprint.total_bytes < one.footprint.total_bytes
 
 
 def test_tensor_and_pipeline_parallelism_take_their_share_of_the_activations(tmp_path):
