@@ -166,8 +166,10 @@ def _build(torch: Any, transformers: Any, config: Any, *, trust_remote_code: boo
         with torch.device("meta"):
             if cls is not None and hasattr(cls, "_from_config"):
                 return cls._from_config(config)
+            # A composite config's decoder has a config, and a dtype, of its own.
+            wanted = {"dtype": config.dtype} if getattr(config, "dtype", None) else {}
             return transformers.AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code
+                config, trust_remote_code=trust_remote_code, **wanted
             )
     except MemplanError:
         raise

@@ -28,15 +28,20 @@ def target_kernels(target: Target, tracker: Tracker | None = None) -> Iterator[N
     """
     import torch
     from transformers import masking_utils
+    from transformers.integrations import moe
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     functional = torch.nn.functional
     with contextlib.ExitStack() as stack:
 
-        def put(owner: Any, name: str, function: Callable[..., Any]) -> None:
+        def put(owner: Any, name: str, function: Any) -> None:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, function)
 
+        # Checks of values, of which fakes have none.
+        put(torch.distributions.Distribution, "_validate_args", False)  # noqa: FBT003
+        put(moe, "_can_use_grouped_mm", lambda _, weight, __: weight.dtype == torch.bfloat16)
+        put(torch, "rand", _no_layer_drop(torch.rand))
         put(masking_utils, "is_tracing", lambda *_: False)
         put(masking_utils, "fast_all", lambda _: not target.padded)
         put(masking_utils, "find_packed_sequence_indices", lambda _: None)
@@ -63,6 +68,15 @@ FLASH = "memplan_flash"
 _FLOAT32_UNDER_AUTOCAST = ("softmax", "log_softmax", "layer_norm", "group_norm", "cross_entropy")
 """What CUDA's autocast computes in float32 and the host's does not, among what models call by name
 (torch/aten/src/ATen/autocast_mode.h)."""
+
+
+def _no_layer_drop(rand: Callable[..., Any]) -> Callable[..., Any]:
+    """Return torch.rand that draws 1 where one number is drawn: no layer is left out by chance."""
+
+    def draw(*size: Any, **kwargs: Any) -> Any:
+        return 1.0 if size in (([],), ((),)) else rand(*size, **kwargs)
+
+    return draw
 
 
 def _in_float32(torch: Any, function: Callable[..., Any]) -> Callable[..., Any]:
