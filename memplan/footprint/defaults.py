@@ -64,6 +64,8 @@ def weight_dtype(options: Mapping[str, Any]) -> str | None:
     precision = options.get("precision")
     if options.get("task") != "train":
         return stated
+    if precision is None and options.get("method") == "qlora":
+        precision = QLORA_PRECISION
     if precision is None:
         if stated in (None, "bfloat16", "float32"):
             return stated
@@ -107,6 +109,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     if values.get("lora_slots") is not None:
         values["lora_targets"] = values.get("lora_targets") or "all-linear"
     values |= _adapters(values, given)
+    _check_quant(values)
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)
@@ -142,13 +145,32 @@ def _adapters(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     }
     if values["method"] == "qlora" and values.get("quant") in (None, "none"):
         own["quant"] = DEFAULT_QLORA
+    if values["method"] == "qlora" and "precision" not in given:
+        own["precision"] = QLORA_PRECISION
     return own
+
+
+def _check_quant(values: Mapping[str, Any]) -> None:
+    """Refuse a training whose quantization is not one that trains."""
+    quant = str(values.get("quant") or "none").lower()
+    if values["task"] != "train" or quant == "none":
+        return
+    if values["method"] not in ("lora", "rslora", "qlora"):
+        raise UsageError(f"{quant} weights cannot be trained themselves", hint="add --method qlora")
+    if quant not in TRAINED_OVER:
+        raise UsageError(
+            f"no rule for adapters over {quant} weights", hint="one of: " + ", ".join(TRAINED_OVER)
+        )
 
 
 ADAPTER_METHODS = ("lora", "rslora", "dora", "qlora")
 """Methods that train adapters beside frozen weights."""
 DEFAULT_RANK = 8
 """Rank of adapters when nobody sets one: PEFT's own."""
+TRAINED_OVER = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")
+"""Quantizations (bitsandbytes) whose linears pass gradients on."""
+QLORA_PRECISION = "bf16-mixed"
+"""Precision of QLoRA when nobody sets one: Trainer's autocast over float32 norms and heads."""
 DEFAULT_QLORA = "nf4"
 """Quantization of the frozen weights when nobody sets one (bitsandbytes' for QLoRA)."""
 

@@ -99,7 +99,8 @@ def _buffers(spec: ModelSpec, workload: Workload) -> list[Line]:
 
 
 def _matrix_elements(spec: ModelSpec) -> list[int]:
-    matrices = [t for t in spec.tensors if t.kind == "parameter" and len(t.shape) >= 2]
+    cast = [t for t in spec.tensors if t.kind == "parameter" and t.dtype == "float32"]
+    matrices = [t for t in cast if len(t.shape) >= 2]
     owned = [t for t in matrices if not t.tied_to and "embed" not in t.name]
     sizes = []
     for tensor in owned:

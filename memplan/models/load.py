@@ -50,7 +50,23 @@ def load_model(
         exact_modules=exact_modules,
         trust_remote_code=trust_remote_code,
     )
-    return with_adapters(spec, options)
+    return with_adapters(_kbit(spec, options), options)
+
+
+def _kbit(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
+    """Return a model as QLoRA trains it: what is not packed is in float32.
+
+    Source: peft.prepare_model_for_kbit_training (0.21, utils/other.py).
+    """
+    if options.get("task") != "train" or options.get("method") != "qlora":
+        return spec
+    tensors = tuple(
+        replace(tensor, dtype="float32", bytes=2 * tensor.bytes)
+        if tensor.dtype in ("bfloat16", "float16") and tensor.kind == "parameter"
+        else tensor
+        for tensor in spec.tensors
+    )
+    return replace(spec, tensors=tensors)
 
 
 def _loaded(

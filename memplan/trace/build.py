@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from memplan.errors import BadModelError, UsageError
+from memplan.footprint.defaults import ADAPTER_METHODS
 from memplan.models.meta import build_model
 from memplan.trace.fake import materialise
 from memplan.trace.job import Job
 from memplan.trace.patches import FLASH
+from memplan.trace.quantised import adapt_packed, pack_linears, prepare_kbit
 from memplan.types import Workload
 
-__all__ = ["ADAPTERS", "build"]
+__all__ = ["build"]
 
-ADAPTERS = ("lora", "rslora", "dora", "qlora")
-"""Methods that train adapters beside frozen weights."""
+
+def _compute(work: Workload) -> str:
+    return "float16" if (work.precision or "").startswith("fp16") else "bfloat16"
 
 
 def build(job: Job, mode: Any) -> Any:
@@ -35,8 +38,13 @@ def build(job: Job, mode: Any) -> Any:
     model = _on_meta(job)
     if work.task == "train":
         model.train()
-        if work.method in ADAPTERS:
+        if work.quant != "none":
+            pack_linears(model, work.quant, compute=_compute(work))
+        if work.method == "qlora":
+            prepare_kbit(model)
+        if work.method in ADAPTER_METHODS:
             model = _adapted(model, work)
+            adapt_packed(model, target=job.target.kind)
         if work.checkpointing in ("full", "selective"):
             _checkpoint(model, work.checkpointing)
     else:
@@ -66,6 +74,7 @@ def _on_meta(job: Job) -> Any:
 def _adapted(model: Any, work: Workload) -> Any:
     """Return a model with PEFT's adapters, in float32 unless said otherwise (PEFT's default)."""
     import peft
+    import torch
 
     assert work.lora_rank is not None
     targets: Any = work.lora_targets or "all-linear"
@@ -79,14 +88,17 @@ def _adapted(model: Any, work: Workload) -> Any:
         use_rslora=work.method == "rslora",
     )
     try:
-        return peft.get_peft_model(
-            model, settings, autocast_adapter_dtype=work.lora_dtype == "float32"
-        )
+        adapted = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UsageError(
             f"PEFT finds no place for adapters: {' '.join(str(error).split())[:200]}",
             hint="--lora-targets all-linear, or names of this model's linears",
         ) from error
+    dtype = getattr(torch, work.lora_dtype or "float32")
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return adapted
 
 
 def _checkpoint(model: Any, kind: str) -> None:
