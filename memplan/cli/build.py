@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from memplan.errors import UsageError
 
 if TYPE_CHECKING:
+    from memplan.trace.job import Job
     from memplan.types import ModelSpec, Plan
 
-__all__ = ["build_plan"]
+__all__ = ["build_job", "build_plan"]
 
 _WORK = (
     "task",
@@ -118,6 +119,30 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
             compute=first.compute if first.vendor == "NVIDIA" else None,
             folder=_folder(options),
         ),
+    )
+
+
+def build_job(options: dict[str, Any]) -> Job:
+    """Return what a trace of a command line's workload runs, on its first device."""
+    from memplan.devices.parse import parse_hardware
+    from memplan.footprint.defaults import complete, weight_dtype
+    from memplan.models.load import load_model
+    from memplan.trace.estimate import job_of
+
+    work = {name: options[name] for name in _WORK}
+    spec = load_model(
+        options["model"],
+        dtype=weight_dtype(work),
+        options=work,
+        trust_remote_code=options["trust_remote_code"],
+    )
+    first = parse_hardware(tuple(options["device"])).devices[0]
+    return job_of(
+        spec,
+        complete(work, spec),
+        kind="gpu" if first.kind == "gpu" else "cpu",
+        compute=first.compute if first.vendor == "NVIDIA" else None,
+        folder=_folder(options),
     )
 
 

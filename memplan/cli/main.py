@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("memplan.cli.plan:plan", "What a model needs on given devices, and where it goes."),
     "map": ("memplan.cli.plan:device_map", "The placement only, as a device_map in JSON."),
     "emit": ("memplan.cli.emit:emit", "Write what the chosen engine takes."),
+    "trace": ("memplan.cli.trace:trace", "Who eats the memory: phases and largest shares."),
     "run": ("memplan.cli.run:run", "Run a command under the sampler; plan versus measurement."),
     "validate": ("memplan.cli.validate:validate", "The planner held against real measurements."),
     "runs": ("memplan.cli.runs:runs", "List what was measured."),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,11 @@ def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet:
     Exit code: 0 no unsafe case, 1 at least one, 2 a file could not be read.
     """
     from memplan.validate.cases import read_cases
-    from memplan.validate.predict import predict
+    from memplan.validate.predict import predict_all
     from memplan.validate.table import rows
 
     cases = [case for file in files for case in read_cases(file)]
-    predictions = [predict(case) for case in cases]
+    predictions = list(_shown(predict_all(cases), len(cases)))
     table = rows(predictions)
     if as_json:
         click.echo(json.dumps(_json(predictions, table), indent=2))
@@ -52,6 +53,13 @@ def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet:
     return EXIT_FINDING if any(p.unsafe for p in predictions) else 0
 
 
+def _shown(predictions: Iterable[Prediction], count: int) -> Iterator[Prediction]:
+    """Yield predictions, with a bar on a terminal."""
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(predictions, length=count, file=sys.stderr, hidden=hidden) as bar:
+        yield from bar
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
@@ -60,7 +68,7 @@ def _text(table: Sequence[Row]) -> str:
     head = ("quantity", "runtime", "cases", "refused", "median", "p90", "in band", "unsafe")
     body = [
         (
-            row.quantity,
+            f"{row.quantity} ({row.group})" if row.group else row.quantity,
             row.runtime,
             str(row.cases),
             str(row.refused),

@@ -14,7 +14,7 @@ from memplan.versions import installed_version
 
 __all__ = ["Job", "Traced"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when a trace of the same job would come out otherwise."""
 
 _FIELDS = (
@@ -91,6 +91,8 @@ class Traced:
     """Peak of what torch's CUDA allocator counts (512 B at least each); None on the host."""
     reserved_bytes: int | None = None
     """Peak of what that allocator takes from the driver; None on the host."""
+    expandable_bytes: int | None = None
+    """The same with expandable segments."""
     events: int = 0
     """Allocations and releases."""
     seconds: float = 0.0

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from memplan.errors import MemplanError, MissingDependencyError, UnsupportedModelError
+from memplan.trace.allocator import replay
 from memplan.trace.job import Job, Traced
 from memplan.trace.keep import load_trace, save_trace
 from memplan.trace.record import Recording
+from memplan.trace.settings import AllocatorSettings
 
 __all__ = ["NotTracedError", "record_job", "summarise", "trace"]
 
@@ -37,7 +39,8 @@ def trace(job: Job, *, kept: bool = True) -> Traced:
         return found
     begin = time.monotonic()
     recording = record_job(job)
-    traced = summarise(recording, seconds=time.monotonic() - begin)
+    gpu = job.target.kind == "gpu"
+    traced = summarise(recording, gpu=gpu, seconds=time.monotonic() - begin)
     if kept:
         save_trace(job, traced)
     return traced
@@ -88,17 +91,20 @@ def _is_foreign(path: str) -> bool:
     return "torch" in parts or "memplan" in parts[-3:]
 
 
-def summarise(recording: Recording, *, seconds: float = 0.0) -> Traced:
+def summarise(recording: Recording, *, gpu: bool = True, seconds: float = 0.0) -> Traced:
     """Return the figures of a recording.
 
     Args:
         recording: of a job.
+        gpu: run it through the CUDA caching allocator, too.
         seconds: what it took.
     """
     peak, event = recording.peak()
     phases = recording.phases()
     phase = next(x.name for x in phases if x.begin <= event < x.end)
     labels = _labels(recording)
+    usual = replay(recording) if gpu else None
+    growing = replay(recording, AllocatorSettings(expandable_segments=True)) if gpu else None
     return Traced(
         peak_bytes=peak,
         peak_phase=phase,
@@ -110,6 +116,9 @@ def summarise(recording: Recording, *, seconds: float = 0.0) -> Traced:
         gradients_bytes=_highest(recording, "gradients"),
         optimizer_bytes=labels.get("optimizer", 0),
         cache_bytes=_at_end(recording, "kv_cache"),
+        allocated_bytes=usual.allocated_bytes if usual else None,
+        reserved_bytes=usual.reserved_bytes if usual else None,
+        expandable_bytes=growing.reserved_bytes if growing else None,
         events=len(recording.events),
         seconds=seconds,
     )

@@ -13,7 +13,7 @@ from memplan.errors import ModelNotFoundError, SchemaError
 __all__ = ["COUNTERS", "QUANTITIES", "Case", "read_cases"]
 
 QUANTITIES = ("weights", "kv_cache", "state_cache", "activations", "total", "parameters")
-COUNTERS = ("allocated", "process")
+COUNTERS = ("allocated", "reserved", "process")
 """What a total counts: "allocated" the tensors (torch.cuda.max_memory_allocated, an engine's
 buffers), "process" the context and libraries too (NVML, RSS)."""
 

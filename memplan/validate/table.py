@@ -19,6 +19,8 @@ class Row:
     """What was measured."""
     runtime: str
     """The engine."""
+    group: str
+    """Kind of training and counter ("full and LoRA, allocated"); "" for inference."""
     cases: int
     """Cases with a prediction."""
     refused: int
@@ -35,19 +37,30 @@ class Row:
 
 def rows(predictions: Sequence[Prediction]) -> list[Row]:
     """Return one row for each quantity and runtime, and one for each quantity overall."""
-    groups: dict[tuple[str, str], list[Prediction]] = {}
+    groups: dict[tuple[str, str, str], list[Prediction]] = {}
     for prediction in predictions:
         runtime = str(prediction.case.options.get("runtime") or prediction.runtime)
-        groups.setdefault((prediction.case.quantity, runtime), []).append(prediction)
+        key = (prediction.case.quantity, runtime, _group(prediction))
+        groups.setdefault(key, []).append(prediction)
     return [_row(*key, group) for key, group in sorted(groups.items())]
 
 
-def _row(quantity: str, runtime: str, group: Sequence[Prediction]) -> Row:
+def _group(prediction: Prediction) -> str:
+    """Return what tells trainings apart."""
+    options = prediction.case.options
+    if options.get("task") != "train":
+        return ""
+    packed = options.get("method") == "qlora" or options.get("quant") not in (None, "none")
+    return f"{'QLoRA' if packed else 'full and LoRA'}, {prediction.case.counter}"
+
+
+def _row(quantity: str, runtime: str, kind: str, group: Sequence[Prediction]) -> Row:
     errors = sorted(abs(p.error) for p in group if p.error is not None)
     known = [p for p in group if p.value is not None]
     return Row(
         quantity=quantity,
         runtime=runtime,
+        group=kind,
         cases=len(known),
         refused=len(group) - len(known),
         median=statistics.median(errors) if errors else None,
