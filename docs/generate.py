@@ -15,13 +15,13 @@ from pathlib import Path
 
 from memplan.cli.main import COMMANDS
 from memplan.validate.cases import read_cases
-from memplan.validate.predict import predict
+from memplan.validate.predict import predict_all
 from memplan.validate.table import Row, rows
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-REFERENCE = ROOT / "tests" / "reference" / "inference.jsonl"
-_BLOCK = re.compile(r"(<!-- (commands|accuracy) -->\n).*?(<!-- end -->)", re.DOTALL)
+REFERENCE = ROOT / "tests" / "reference"
+_BLOCK = re.compile(r"(<!-- (commands|accuracy|training) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def command_table() -> str:
@@ -37,21 +37,35 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     lines.append("|---|---|---:|---:|---:|---:|---:|")
     for row in rows:
         shares = (f"{100 * (value or 0.0):.1f} %" for value in (row.median, row.p90, row.in_band))
-        cells = (row.quantity, row.runtime, str(row.cases), *shares, str(row.unsafe))
+        quantity = f"{row.quantity} ({row.group})" if row.group else row.quantity
+        cells = (quantity, row.runtime, str(row.cases), *shares, str(row.unsafe))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def readme(text: str, accuracy: str) -> str:
-    """Return README.md with its generated blocks renewed."""
-    blocks = {"commands": command_table(), "accuracy": accuracy}
-    return _BLOCK.sub(lambda match: match[1] + blocks[match[2]] + match[3], text)
+def readme(text: str, accuracy: str, training: str | None = None) -> str:
+    """Return README.md with its generated blocks renewed; None leaves a block as it is."""
+    blocks = {"commands": command_table(), "accuracy": accuracy, "training": training}
+
+    def renewed(match: re.Match[str]) -> str:
+        block = blocks[match[2]]
+        return match[0] if block is None else match[1] + block + match[3]
+
+    return _BLOCK.sub(renewed, text)
+
+
+def table_of(name: str) -> str:
+    """Return the accuracy of a file of measurements."""
+    cases = read_cases(REFERENCE / name)
+    return accuracy_table(rows(list(predict_all(cases))))
 
 
 def main() -> None:
     """Renew the table, then the picture."""
-    accuracy = accuracy_table(rows([predict(case) for case in read_cases(REFERENCE)]))
-    README.write_text(readme(README.read_text(encoding="utf-8"), accuracy), encoding="utf-8")
+    text = readme(
+        README.read_text(encoding="utf-8"), table_of("inference.jsonl"), table_of("training.jsonl")
+    )
+    README.write_text(text, encoding="utf-8")
     subprocess.run([sys.executable, str(ROOT / "docs" / "screenshot.py")], check=True)
 
 

@@ -18,7 +18,7 @@ from memplan.errors import MemplanError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from memplan.types import Comparison, Device, ModelSpec, Plan, Workload
+    from memplan.types import Comparison, Device, Ledger, ModelSpec, Plan, Workload
 
 __all__ = ["demo"]
 
@@ -120,11 +120,20 @@ def _pretended(spec: ModelSpec, workload: Workload, baseline: int | None) -> lis
     fast = _usable_gpu()
     roomy = Device(name="cpu", kind="cpu", capacity_bytes=1 << 50)
     disk = Device(name="disk", kind="disk", capacity_bytes=10 << 30)
-    share = int(_SHARE * spec.weight_bytes)
     plan = make_plan(spec, workload, [*fast, roomy], baseline=baseline)
-    sizes = [x.high_bytes - x.parts.get("weights", 0) + share for x in plan.devices]
+    sizes = [_too_small(ledger) for ledger in plan.devices]
     small = [replace(d, capacity_bytes=s) for d, s in zip([*fast, roomy], sizes, strict=True)]
     return [*small, disk]
+
+
+def _too_small(ledger: Ledger) -> int:
+    """Return a capacity at which a part of the weights must go elsewhere.
+
+    Room for the upper end of all else and some weights, but less than everything needs.
+    """
+    weights = ledger.parts.get("weights", 0)
+    rest = ledger.high_bytes - weights
+    return rest + min(int(_SHARE * weights), max((ledger.total_bytes - rest) // 2, 0))
 
 
 def _usable_gpu() -> list[Device]:
@@ -152,6 +161,7 @@ def _plan_training(model: Path) -> Plan:
     from memplan.footprint.defaults import complete
     from memplan.models.resolve import resolve
     from memplan.placement.plan import make_plan
+    from memplan.trace.estimate import TraceEstimator
 
     spec = resolve(str(model), dtype="float32")
     options = {"task": "train", "seq": LENGTH, "batch": BATCH, "precision": "fp32"}
@@ -164,6 +174,7 @@ def _plan_training(model: Path) -> Plan:
         [*gpus, detect_host()],
         baseline=known_baseline(),
         created_ns=time.time_ns(),
+        estimator=TraceEstimator(),
     )
     return _saved(plan)
 
