@@ -144,10 +144,9 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     ),
     click.option(
         "--optimizer",
-        type=click.Choice(
-            ["adamw", "adam", "adafactor", "adagrad", "rmsprop", "sgd", "sgd-momentum"]
-        ),
-        help="train. Default: adamw.",
+        metavar="NAME",
+        help="train: adamw (-foreach, -for-loop, -fused, -8bit), paged-adamw (-8bit), lion "
+        "(-8bit), muon, adafactor, adam, adagrad, rmsprop, sgd, sgd-momentum. Default: adamw.",
     ),
     click.option("--seq", type=_COUNT, metavar="TOKENS", help="train: tokens per sequence."),
     click.option("--grad-accum", type=_COUNT, metavar="N", help="train: micro-batches per step."),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memplan.errors import UsageError
+from memplan.footprint.optimizer_8bit import EMBEDDING, TABLE_BYTES, packed_state, plain_state
 from memplan.types import Tensor
 
-__all__ = ["OPTIMIZERS", "optimizer_bytes"]
+__all__ = ["OPTIMIZERS", "optimizer_bytes", "takes_muon"]
 
 STEP_BYTES = 4
 """One float32 step counter per parameter tensor."""
@@ -40,13 +41,38 @@ def _adafactor(tensor: Tensor) -> int:
     return (tensor.bytes // elements if elements else 0) * count + STEP_BYTES
 
 
+def _muon(tensor: Tensor) -> int:
+    """One momentum for matrices inside the model; vectors, embeddings and heads are Adam's."""
+    return tensor.bytes if takes_muon(tensor.name, len(tensor.shape)) else _adam(tensor)
+
+
+def takes_muon(name: str, dimensions: int) -> bool:
+    """Say whether Muon updates a parameter: a matrix that is no embedding and no output matrix."""
+    return dimensions == 2 and not EMBEDDING.search(name) and "lm_head" not in name
+
+
 def _nothing(tensor: Tensor) -> int:
     del tensor
     return 0
 
 
+_ADAMW = "torch.optim.AdamW: 2 states and a step each"
+_PAGED = "in unified memory, which can be moved to the host"
+
 OPTIMIZERS: dict[str, tuple[Callable[[Tensor], int], str]] = {
-    "adamw": (_adam, "torch.optim.AdamW: 2 states and a step each"),
+    "adamw": (_adam, _ADAMW),
+    "adamw-foreach": (_adam, _ADAMW),
+    "adamw-for-loop": (_adam, _ADAMW),
+    "adamw-fused": (_adam, _ADAMW),
+    "adamw-8bit": (lambda t: packed_state(t, 2), "bitsandbytes AdamW8bit: 2 states of a byte"),
+    "paged-adamw": (lambda t: plain_state(t, 2), f"bitsandbytes PagedAdamW: float32, {_PAGED}"),
+    "paged-adamw-8bit": (
+        lambda t: packed_state(t, 2),
+        f"bitsandbytes PagedAdamW8bit: 2 states of a byte, {_PAGED}",
+    ),
+    "lion": (lambda t: plain_state(t, 1), "bitsandbytes Lion: 1 float32 state"),
+    "lion-8bit": (lambda t: packed_state(t, 1), "bitsandbytes Lion8bit: 1 state of a byte"),
+    "muon": (_muon, "torch.optim.Muon: 1 state of each matrix, AdamW for the rest"),
     "adam": (_adam, "torch.optim.Adam: 2 states and a step each"),
     "adafactor": (_adafactor, "torch.optim.Adafactor: a row and a column of each matrix"),
     "adagrad": (_one_state_and_step, "torch.optim.Adagrad: 1 state and a step each"),
@@ -65,4 +91,8 @@ def optimizer_bytes(name: str, parameters: Sequence[Tensor]) -> int:
     if name not in OPTIMIZERS:
         raise UsageError(f"no rule for optimizer {name!r}", hint="one of: " + ", ".join(OPTIMIZERS))
     rule, _ = OPTIMIZERS[name]
-    return sum(rule(tensor) for tensor in parameters)
+    return sum(rule(tensor) for tensor in parameters) + TABLE_BYTES * _TABLES.get(name, 0)
+
+
+_TABLES = {"adamw-8bit": 2, "paged-adamw-8bit": 2, "lion-8bit": 1}
+"""Tables that the parameters of an optimizer share."""

@@ -271,11 +271,26 @@ def training_moments(
 
 def _step_bytes(spec: ModelSpec, workload: Workload, gradients: int, kind: str) -> int:
     """Return the temporaries of one optimizer step (torch.optim 2.13, default implementation)."""
-    if not (workload.optimizer or "").startswith("ada"):
+    if workload.optimizer in _IN_PLACE:
         return 0
-    if kind == "gpu":
+    if kind == "gpu" and workload.optimizer in _ALL_AT_ONCE:
         return gradients
     return 2 * max((t.bytes for t in spec.tensors if t.kind == "parameter"), default=0)
+
+
+_ALL_AT_ONCE = ("adamw", "adamw-foreach", "adam", "adagrad", "rmsprop")
+"""Optimizers that make a temporary like all parameters on a GPU (`foreach`)."""
+_IN_PLACE = (
+    "adamw-fused",
+    "adamw-8bit",
+    "paged-adamw",
+    "paged-adamw-8bit",
+    "lion",
+    "lion-8bit",
+    "sgd",
+    "sgd-momentum",
+)
+"""Optimizers whose kernels make none."""
 
 
 def _saved(spec: ModelSpec, workload: Workload, tokens: int, element: int) -> int:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from memplan.errors import UsageError
+from memplan.footprint.optimizer import takes_muon
+from memplan.footprint.optimizer_8bit import TABLE_BYTES, packed_state, plain_state
+from memplan.types import Tensor
 
-__all__ = ["make_optimizer", "state_tensors"]
+__all__ = ["make_optimizer", "state_tensors", "take_step"]
 
 _RATE = 1e-4
 
@@ -41,14 +44,122 @@ def make_optimizer(name: str, model: Any, *, target: Literal["gpu", "cpu"]) -> A
         "sgd": lambda: optim.SGD(parameters, **every),
         "sgd-momentum": lambda: optim.SGD(parameters, momentum=0.9, **every),
     }
+    if name in _BYTES:
+        return _block_optimizer(model, *_BYTES[name])
+    if name == "muon":
+        return _Both(*_muon(model, foreach=target == "gpu"))
     if name not in makers:
-        raise UsageError(f"no optimizer {name!r} is traced", hint="one of: " + ", ".join(makers))
+        raise UsageError(
+            f"no optimizer {name!r} is traced",
+            hint="one of: " + ", ".join((*makers, *_BYTES, "muon")),
+        )
     return makers[name]()
+
+
+_BYTES = {
+    "adamw-8bit": (2, True),
+    "paged-adamw": (2, False),
+    "paged-adamw-8bit": (2, True),
+    "lion": (1, False),
+    "lion-8bit": (1, True),
+}
+"""States, and are they in 8 bits, of bitsandbytes' optimizers, which look at values."""
+
+
+def _block_optimizer(model: Any, states: int, packed: bool) -> Any:  # noqa: FBT001 - from a table
+    """Return an optimizer that keeps what bitsandbytes' keeps, and updates in place as it does."""
+    import torch
+
+    class BlockOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+            super().__init__(list(self.names), {})
+            self.tables: list[Any] = []
+
+        def step(self, closure: Any = None) -> None:
+            del closure
+            with torch.no_grad():
+                self._make()
+
+        def _make(self) -> None:
+            if packed and not self.tables:
+                self.tables = [torch.empty(TABLE_BYTES // 4) for _ in range(states)]
+            for parameter, name in self.names.items():
+                if parameter.grad is None or self.state[parameter]:
+                    continue
+                for i in range(states):
+                    self.state[parameter] |= self._made(parameter, name, i)
+
+        def _made(self, parameter: Any, name: str, number: int) -> dict[str, Any]:
+            count = parameter.numel()
+            shape = Tensor(name=name, shape=tuple(parameter.shape), dtype="float32", bytes=0)
+            if not packed or packed_state(shape, 1) == plain_state(shape, 1):
+                return {f"state{number}": torch.empty(count, dtype=torch.float32)}
+            return {
+                f"state{number}": torch.empty(count, dtype=torch.uint8),
+                f"absmax{number}": torch.empty(-(-count // 256), dtype=torch.float32),
+            }
+
+    return BlockOptimizer()
+
+
+def _muon(model: Any, *, foreach: bool) -> tuple[Any, Any]:
+    """Return Muon for the matrices inside a model, and AdamW for the rest."""
+    import torch
+
+    found: dict[bool, list[Any]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[takes_muon(name, parameter.dim())].append(parameter)
+    return (
+        torch.optim.Muon(found[True], lr=_RATE) if found[True] else None,
+        torch.optim.AdamW(found[False], lr=_RATE, foreach=foreach) if found[False] else None,
+    )
+
+
+class _Both:
+    """Two optimizers that step one after the other."""
+
+    def __init__(self, *optimizers: Any) -> None:
+        self._all = [one for one in optimizers if one is not None]
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {key: value for one in self._all for key, value in one.state.items()}
+
+    def step(self) -> None:
+        for one in self._all:
+            one.step()
+
+    def zero_grad(self) -> None:
+        for one in self._all:
+            one.zero_grad()
+
+
+def take_step(optimizer: Any) -> None:
+    """Step; where a value is asked for, which fakes do not have, it is 1.
+
+    Adafactor asks for the norms of parameters, which decide how far it goes and not what it makes.
+    """
+    import torch
+
+    own = torch.Tensor.item
+
+    def item(tensor: Any) -> Any:
+        fake = hasattr(tensor, "fake_mode")
+        return 1.0 if fake else own(tensor)
+
+    torch.Tensor.item = item
+    try:
+        optimizer.step()
+    finally:
+        torch.Tensor.item = own
 
 
 def state_tensors(optimizer: Any) -> list[Any]:
     """Return every tensor that an optimizer keeps."""
     import torch
 
-    values = (value for state in optimizer.state.values() for value in state.values())
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    values += getattr(optimizer, "tables", [])
     return [value for value in values if isinstance(value, torch.Tensor)]

@@ -13,7 +13,7 @@ from memplan.trace.fake import fake_mode
 from memplan.trace.job import Job
 from memplan.trace.kernels import scratch_bytes
 from memplan.trace.loss import chunked_loss
-from memplan.trace.optimizers import make_optimizer, state_tensors
+from memplan.trace.optimizers import make_optimizer, state_tensors, take_step
 from memplan.trace.patches import target_kernels
 from memplan.trace.tracker import Tracker
 from memplan.types import Workload
@@ -81,7 +81,7 @@ def _train(torch: Any, model: Any, job: Job, tracker: Tracker, *, hold_outputs: 
             loss.backward()
             del loss, outputs
         tracker.recording.begin(f"step {step}")
-        optimizer.step()
+        take_step(optimizer)
         tracker.label(state_tensors(optimizer), "optimizer")
         optimizer.zero_grad()
 
