@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from memplan.errors import UsageError
 from memplan.footprint.estimate import trained_tensors
@@ -59,9 +60,12 @@ def assign_ranks(
     single = moments(spec, workload, gradients=whole)
     kept = _kept(footprint, workload)
     lines: dict[str, tuple[Line, ...]] = {}
+    alone = sum(line.bytes for line in footprint.lines if line.part != "overhead")
     for gpu, one in zip(gpus, found, strict=True):
         own = rank_line(single, one, workload, layers=len(spec.layers), whole=whole)
-        lines[gpu.name] = tuple(x for x in (*one.lines, own, *kept) if x.high_bytes)
+        share = min((one.device_bytes + own.bytes) / max(alone, 1), 1.0)
+        rest = (_scaled(line, share) for line in kept)
+        lines[gpu.name] = tuple(x for x in (*one.lines, own, *rest) if x.high_bytes)
     lines |= _beside(found, devices, workload)
     return Assignment(where={}, lines=lines, policy=_policy(workload))
 
@@ -74,6 +78,18 @@ def _kept(footprint: Footprint, workload: Workload) -> tuple[Line, ...]:
     copies = workload.strategy in ("zero1", "zero2", "zero3", "fsdp2")
     parts = [line for line in footprint.lines if line.part in ("buffers", "overhead")]
     return tuple(line for line in parts if not (copies and "autocast" in line.source))
+
+
+def _scaled(line: Line, share: float) -> Line:
+    """Return what torch's allocator wastes on a rank; it was traced on one device for all."""
+    if line.part != "overhead" or line.basis != "trace":
+        return line
+    return replace(
+        line,
+        bytes=int(share * line.bytes),
+        low_bytes=int(share * line.low_bytes),
+        high_bytes=int(share * line.high_bytes),
+    )
 
 
 def _beside(

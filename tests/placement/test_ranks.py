@@ -108,3 +108,29 @@ def test_what_the_estimator_saw_is_what_the_ranks_get(tmp_path):
     gradients = plan.footprint.part("gradients")
     assert plan.footprint.part("activations") == 7 * GIB - gradients
     assert next(x for x in plan.footprint.lines if x.part == "activations").basis == "trace"
+
+
+def test_what_the_allocator_wastes_shrinks_with_what_a_rank_holds(tmp_path):
+    """It was traced on one device that does everything."""
+    from memplan.footprint.estimate import estimate
+    from memplan.types import Footprint, Line
+
+    def by(*args, **kwargs):
+        wasted = Line(
+            part="overhead",
+            bytes=GIB,
+            low_bytes=0,
+            high_bytes=2 * GIB,
+            basis="trace",
+            source="reserved",
+        )
+        return Footprint(lines=(*estimate(*args, **kwargs).lines, wasted))
+
+    folder = write_llama(tmp_path, CONFIG)
+    options = {"task": "train", "precision": "bf16", "strategy": "fsdp2", "estimator": "formula"}
+    spec = load_model(str(folder), dtype="bfloat16", options=options)
+    work = dataclasses.replace(complete(options, spec), gpus=4)
+    gpus = [Device(name=f"cuda:{i}", kind="gpu", capacity_bytes=80 * GIB) for i in range(4)]
+    lines = make_plan(spec, work, gpus, estimator=by).footprint.lines
+    wasted = next(line for line in lines if line.source == "reserved")
+    assert 0 < wasted.bytes < GIB
