@@ -124,7 +124,7 @@ def _check_schema(data: Mapping[str, Any], cls: type) -> None:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, vars(types))
+    return typing.get_type_hints(cls)
 
 
 def _build(data: Any, cls: type, where: str) -> Any:
