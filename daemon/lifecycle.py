@@ -85,9 +85,10 @@ def run_daemon(database: str, interval_s: float) -> None:
 
     with _logging(), LocalWriter(database) as writer:
         clock = SystemClock()
+        collectors = default_collectors(clock)
         sampler = Sampler(
             clock=clock,
-            collectors=default_collectors(clock),
+            collectors=collectors.all,
             writer=writer,
             interval_s=interval_s,
             host_interval_s=interval_s,
@@ -112,6 +113,7 @@ def run_daemon(database: str, interval_s: float) -> None:
             sampler.close()
             server.close()
             loop.close()
+            collectors.close()
         _log.info("ended after %d samples", sampler.counts.samples_written)
 
 

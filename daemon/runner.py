@@ -13,9 +13,8 @@ from pathlib import Path
 
 from memplan_daemon.clock import NS, SystemClock
 from memplan_daemon.collectors import default_collectors
-from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.loop import Loop
-from memplan_daemon.sampler import Sampler
+from memplan_daemon.sampler import Paces, Sampler
 from memplan_daemon.server import Server
 from memplan_daemon.service import Service
 from memplan_daemon.spawn import Child, Ended, SpawnError, held_signals
@@ -108,10 +107,11 @@ class _Watched:
         remote = isinstance(writer, RemoteWriter)
         self._sampler = Sampler(
             clock=self._clock,
-            collectors=self._collectors,
+            collectors=self._collectors.all,
             writer=writer,
             interval_s=interval_s,
             host_interval_s=None if remote else host_interval_s,
+            paces=Paces(medium_s=1.0),
         )
         self._loop = Loop(self._sampler)
         self._opened: Writer | None = None
@@ -142,6 +142,7 @@ class _Watched:
         if self._server is not None:
             self._server.close()
         self._loop.close()
+        self._collectors.close()
         if self._opened is not None:
             self._opened.close()
 
@@ -191,8 +192,8 @@ class _Watched:
 
     def _last_mark(self, ended: Ended) -> list[Sample]:
         """Return the kernel's own mark of the child, where it is above all that was sampled."""
-        process = next(c for c in self._collectors if isinstance(c, ProcessCollector))
-        if ended.hwm_bytes is None or ended.hwm_bytes <= process.tree_hwm(self._run.id):
+        sampled = self._collectors.process.tree_hwm(self._run.id)
+        if ended.hwm_bytes is None or ended.hwm_bytes <= sampled:
             return []
         series = Series(run_id=self._run.id, entity="tree", metric="hwm_bytes")
         return [Sample(series=series, t_ns=self._clock.wall_ns(), value=ended.hwm_bytes)]

@@ -50,6 +50,7 @@ ALLOWED = {
     "memplan.measure": STORE | {"memplan.measure"},
     "memplan.demo": BASE | {"memplan.demo", "memplan.measure"},
     "memplan.store": STORE,
+    "memplan.testing": BASE | {"memplan.testing"},
     "memplan_migrations": STORE,
     "memplan_daemon": STORE | {"memplan_daemon"},
     "memplan_tui": STORE | {"memplan_tui", "memplan.chart", "memplan.report", "memplan.compare"},
@@ -57,7 +58,7 @@ ALLOWED = {
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
     "memplan_migrations": {"sqlalchemy", "alembic"},
-    "memplan_daemon": {"psutil", "pynvml"},
+    "memplan_daemon": {"psutil", "pynvml", "amdsmi", "prometheus_client", "opentelemetry"},
     "memplan_tui": {"textual", "rich"},
     "memplan.cli": {"click"},
     "memplan.config": {"platformdirs"},

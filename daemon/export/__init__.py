@@ -1,0 +1,1 @@
+"""Where the newest readings go besides the store: Prometheus, OpenTelemetry."""
