@@ -126,6 +126,8 @@ class ProcFolder:
             root: /proc, or a recorded copy.
         """
         self.root = root
+        self.is_real = str(root) == "/proc"
+        """False for a copy: process ids in it mean nothing to the kernel."""
 
     def read(self, name: str) -> bytes | None:
         """Return a file of the root folder, such as "meminfo"."""

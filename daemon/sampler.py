@@ -140,6 +140,7 @@ class Sampler:
         self._failing: set[int] = set()
         self._buffer: deque[_Tick] = deque()
         self._extra: list[Sample] = []
+        self._extra_found: list[tuple[str | None, Reading | Gap]] = []
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
         self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
         self._last_t_ns = 0
@@ -168,12 +169,12 @@ class Sampler:
         if not tree.alive:
             raise DaemonError(f"there is no process {pid}")
         self.watch_group(run_id, tree)
+        self._table.expire()
 
     def watch_group(self, run_id: str, group: Group) -> None:
         """Sample a group under a run's name, as long as `unwatch` is not called."""
         self.unwatch(run_id)
         self._groups[run_id] = group
-        self._table.expire()
 
     def unwatch(self, run_id: str) -> None:
         """Stop sampling a run; harmless when it is not watched."""
@@ -183,9 +184,25 @@ class Sampler:
         self._series.pop(run_id, None)
         self.quiet.discard(run_id)
 
-    def add(self, samples: list[Sample]) -> None:
-        """Take samples from elsewhere (an agent) into the next tick's batch."""
-        self._extra += samples
+    def join(self, pid: int, run_id: str) -> None:
+        """Add a process and all that comes from it to a run that is watched as a tree."""
+        group = self._groups.get(run_id)
+        if isinstance(group, Tree):
+            group.join(pid)
+            self._table.expire()
+
+    def owner(self, run_id: str) -> int | None:
+        """Return the user whose processes a run is made of; None when that is not known."""
+        group = self._groups.get(run_id)
+        return _info(group).uid if group is not None else None
+
+    def add(self, run_id: str | None, t_ns: int, readings: list[Reading]) -> None:
+        """Take readings from elsewhere (an agent) into the next tick's batch."""
+        self._extra_found += [(run_id, reading) for reading in readings]
+        self._extra += [
+            Sample(series=self._one(run_id, r.entity, r.metric), t_ns=t_ns, value=r.value)
+            for r in readings
+        ]
 
     def note(self, event: Event, run_id: str | None = None) -> None:
         """Take an event from elsewhere: stored in the next tick's batch, logged, kept."""
@@ -203,7 +220,7 @@ class Sampler:
         t_ns = self._stamp()
         due = self._due(now)
         self.counts.ticks += 1
-        found: list[tuple[str | None, Reading | Gap]] = []
+        found, self._extra_found = self._extra_found, []
         samples, self._extra = self._extra, []
         for watch in self._watches(now, due):
             self._collect(watch, t_ns, samples, found)
@@ -301,7 +318,7 @@ class Sampler:
         samples: list[Sample],
         found: list[tuple[str | None, Reading | Gap]],
     ) -> None:
-        known = self._known(watch.run_id)
+        known = self._series.setdefault(watch.run_id, {})
         for index, collector in enumerate(self._collectors):
             for item in self._readings(index, collector, watch):
                 if isinstance(item, Event):
@@ -312,18 +329,18 @@ class Sampler:
                 if isinstance(item, Reading):
                     series = known.get((item.entity, item.metric))
                     if series is None:
-                        series = self._new_series(watch.run_id, item.entity, item.metric)
+                        series = self._one(watch.run_id, item.entity, item.metric)
                     samples.append(Sample(series=series, t_ns=t_ns, value=item.value))
 
-    def _known(self, run_id: str | None) -> dict[tuple[str, str], Series]:
+    def _one(self, run_id: str | None, entity: str, metric: str) -> Series:
+        """Return the one object of a series; its equals would be compared field by field."""
         known = self._series.setdefault(run_id, {})
-        if len(known) > _MOST_SERIES:
-            known.clear()
-        return known
-
-    def _new_series(self, run_id: str | None, entity: str, metric: str) -> Series:
-        series = Series(run_id=run_id, entity=entity, metric=metric)
-        self._known(run_id)[entity, metric] = series
+        series = known.get((entity, metric))
+        if series is None:
+            if len(known) > _MOST_SERIES:
+                known.clear()
+            series = Series(run_id=run_id, entity=entity, metric=metric)
+            known[entity, metric] = series
         return series
 
     def _event(self, event: Event, run_id: str | None, t_ns: int) -> Sample:
@@ -331,7 +348,7 @@ class Sampler:
         self.counts.events += 1
         self.events.append((t_ns, run_id, event))
         _log.warning("%s", event.text)
-        series = self._new_series(run_id, event.entity, f"{event.kind}_code")
+        series = self._one(run_id, event.entity, f"{event.kind}_code")
         return Sample(series=series, t_ns=t_ns, value=event.code)
 
     def _readings(

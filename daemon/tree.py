@@ -188,6 +188,12 @@ class Tree(Group):
         self._related: set[int] | None = None
         self._adopt(pid)
 
+    def join(self, pid: int) -> None:
+        """Take in another root: a rank of the same job."""
+        if pid not in self._members:
+            self._related = None
+            self._adopt(pid)
+
     def needs_update(self, *, listed: bool) -> bool:
         """Tell whether `update` has something to do: only a new listing shows new children."""
         return listed

@@ -22,6 +22,7 @@ BASE = {
     "memplan.errors",
     "memplan.serialize",
     "memplan.versions",
+    "memplan.wire",
 }
 PURE = BASE | {
     f"memplan.{name}"

@@ -20,6 +20,9 @@ __all__ = ["DEADLINE_S", "Probe", "cpu_ns"]
 DEADLINE_S = 2.0
 """Seconds that an answer may take; then the child is killed and another one started."""
 
+START_S = 20.0
+"""Seconds for a child's first answer: without persistence mode a driver wakes every GPU up."""
+
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0
 
@@ -37,6 +40,7 @@ class _Child:
     peer: socket.socket
     data: bytearray
     asked_ns: int | None = None
+    answered: bool = False
 
 
 class Probe:
@@ -190,7 +194,7 @@ class Probe:
         if not usable:
             self.stop()
             return None
-        self.late, self._pause_s = False, 0.0
+        self.late, self._pause_s, child.answered = False, 0.0, True
         return dict(answer)
 
     def _missed_deadline(self) -> bool:
@@ -198,7 +202,8 @@ class Probe:
         if child is None or child.asked_ns is None:
             self.late = True
             return False
-        if self._clock.monotonic_ns() - child.asked_ns < DEADLINE_S * NS:
+        deadline_s = DEADLINE_S if child.answered else START_S
+        if self._clock.monotonic_ns() - child.asked_ns < deadline_s * NS:
             return False
         self.late = True
         self.stop()

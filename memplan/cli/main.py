@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("memplan.cli.runs:compare", "One run beside its plan, part by part."),
     "export": ("memplan.cli.runs:export", "Every sample of one run, as CSV or JSON."),
     "daemon": ("memplan.cli.daemon:daemon", "The background sampler."),
+    "watch": ("memplan.cli.watch:watch", "What the daemon watches by itself."),
     "tui": ("memplan.cli.tui:tui", "The dashboard."),
     "devices": ("memplan.cli.devices:devices", "Known devices, and what was detected here."),
     "demo": ("memplan.cli.demo:demo", "Plan, run and compare a small real model, offline."),
