@@ -178,6 +178,7 @@ class Watches:
         self._keys: dict[str, dict[int, str]] = {}
         self._full = False
         self._set: set[str] = set()
+        self._strangers: set[int] = set()
         sampler.before_tick.append(self._tick)
 
     @property
@@ -215,15 +216,17 @@ class Watches:
     def _tick(self, table: ProcessTable, listed: bool) -> None:  # noqa: FBT001 - a callback
         if not self._choosers:
             return
+        if listed:
+            self._strangers = self._not_ours(table)
         for text, chooser in self._choosers.items():
             if listed or chooser.rule.kind == "gpu":
-                self._assign(text, chooser.choose(table) - self._strangers(table), table)
+                self._assign(text, chooser.choose(table) - self._strangers, table)
         if listed:
             self._book.retry()
             for key in [k for k, run in self._runs.items() if not run.pids]:
                 self._end(key)
 
-    def _strangers(self, table: ProcessTable) -> set[int]:
+    def _not_ours(self, table: ProcessTable) -> set[int]:
         """Return what is never watched: this daemon with its probes, and the kernel's threads."""
         if not self._proc.is_real:
             return set()

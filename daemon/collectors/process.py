@@ -22,6 +22,10 @@ _STATUS = {
 }
 """Metric -> line of /proc/PID/status; reading them costs the target nothing."""
 
+_FAST = ("rss_bytes", "rss_anon_bytes")
+"""Of each process in every tick; the rest is summed in every tick, too, but kept for each process
+at the medium pace only: it changes slowly, and half of the store's work would be for it."""
+
 _SUMMED = ("rss_bytes", "rss_anon_bytes", "rss_file_bytes", "rss_shmem_bytes", "swap_bytes")
 
 LARGEST = 64
@@ -88,7 +92,8 @@ class ProcessCollector:
         for pid in sorted(largest):
             entity = f"process:{watch.members[pid].label}"
             for metric, value in found[pid].items():
-                yield Reading(entity, metric, value)
+                if metric in _FAST or "medium" in watch.due:
+                    yield Reading(entity, metric, value)
             for metric, value in slow.get(pid, {}).items():
                 yield Reading(entity, metric, value)
         yield from _tree(state, found)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 EXIT_FINDING = 1
+_AGENT_S = 0.1
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True})
@@ -23,6 +24,11 @@ EXIT_FINDING = 1
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON on stdout.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a peak lies above the plan's band.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Between samples. Default: 0.1.")
+@click.option(
+    "--agent",
+    is_flag=True,
+    help="Attach the agent to its Python programs: torch's allocator, ten times a second.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     *,
@@ -30,6 +36,7 @@ def run(
     as_json: bool,
     strict: bool,
     interval: float | None,
+    agent: bool,
     command: tuple[str, ...],
 ) -> int:
     """Run a command, sample its memory, store the run, print plan beside measurement.
@@ -58,6 +65,7 @@ def run(
         host_interval_s=_seconds("interval"),
         plan=plan,
         save_plan=from_file,
+        agent_interval_s=_AGENT_S if agent else None,
     )
     for warning in outcome.warnings:
         click.echo(style.red("warning: ", err=True) + warning, err=True)
