@@ -144,7 +144,10 @@ def _filled(work: _Work, main: Device, fixed: Sequence[Line]) -> Fill:
             return everything
         if work.lookups and (fill := by_lookup(work.units, tight, wishes)):
             return fill
-    return filled(work.engine, work.units, tight, wishes) or _nothing(work, wishes)
+    for size in (tight, room):
+        if (fill := filled(work.engine, work.units, size, wishes)) and _in_use(fill, work):
+            return fill
+    return _nothing(work, wishes)
 
 
 def by_lookup(units: Sequence[Unit], budget_bytes: int, pins: Mapping[int, bool]) -> Fill | None:
@@ -160,11 +163,21 @@ def by_lookup(units: Sequence[Unit], budget_bytes: int, pins: Mapping[int, bool]
     return Fill(frozenset(unit.position for unit in rest), 0, tables)
 
 
+def _in_use(fill: Fill, work: _Work) -> bool:
+    """Say whether a device holds anything: accelerate leaves one that does not unused."""
+    return any(u.weight_bytes and u.position in fill.resident for u in work.units)
+
+
 def _nothing(work: _Work, pins: Mapping[int, bool]) -> Fill:
-    """Return the fill that keeps only what is pinned: tried last, fitting or not."""
-    stay = frozenset(p for p, here in pins.items() if here)
+    """Return the fill that keeps what is pinned and the smallest piece: tried last, fitting or not.
+
+    Something has to stay, or the hooks would run everything on the host.
+    """
+    stay = {p for p, here in pins.items() if here}
+    movable = (u for u in work.units if u.weight_bytes and u.position not in pins)
+    stay |= {u.position for u in sorted(movable, key=lambda u: u.weight_bytes)[:1]}
     away = [unit for unit in work.units if unit.position not in stay]
-    return Fill(stay, work.engine.buffer_bytes(away))
+    return Fill(frozenset(stay), work.engine.buffer_bytes(away))
 
 
 def weights_line(whole: Line, units: Sequence[Unit]) -> Line:

@@ -145,7 +145,7 @@ def _ledger(device: Device, lines: Sequence[Line], reused: int) -> Ledger:
 
 def _item(line: Line) -> str:
     """Return a line's name in the proof: its part, with buffers and contexts told apart."""
-    for name in _BUFFER.values():
+    for name in (_BUFFER["largest"], _BUFFER["layers"]):
         if line.source.startswith(name):
             return name.replace(" ", "_")
     if line.part == "overhead":
