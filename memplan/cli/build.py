@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,20 @@ _WORK = (
 )
 
 
-def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
+def build_plan(
+    options: Mapping[str, Any],
+    *,
+    exact_modules: bool = False,
+    load: Callable[..., ModelSpec] | None = None,
+    changes: bool = True,
+) -> Plan:
     """Return the plan that a command line asks for.
 
     Args:
         options: the values of `plan_options` by name.
         exact_modules: build the model where a file's names might not be those of its modules.
+        load: `memplan.models.load.load_model`, or what remembers its answers.
+        changes: look for single changes that make it fit.
     """
     import time
     from dataclasses import replace
@@ -72,7 +81,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
 
     work = {name: options[name] for name in _WORK}
     _check_parallel(options)
-    spec = load_model(
+    spec = (load or load_model)(
         options["model"],
         dtype=weight_dtype(work),
         options=work,
@@ -119,6 +128,7 @@ def build_plan(options: dict[str, Any], *, exact_modules: bool = False) -> Plan:
             compute=first.compute if first.vendor == "NVIDIA" else None,
             folder=_folder(options),
         ),
+        changes=changes,
     )
 
 
@@ -149,7 +159,7 @@ def build_job(options: dict[str, Any]) -> Job:
 _PARALLEL = ("nodes", "strategy", "tp", "pp", "dp", "ep", "cp")
 
 
-def _check_parallel(options: dict[str, Any]) -> None:
+def _check_parallel(options: Mapping[str, Any]) -> None:
     if options["task"] == "train":
         return
     for name in _PARALLEL:
@@ -159,7 +169,7 @@ def _check_parallel(options: dict[str, Any]) -> None:
             )
 
 
-def _devices(options: dict[str, Any]) -> tuple[str, ...]:
+def _devices(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return one name for each GPU: --gpus repeats the only --device."""
     names: tuple[str, ...] = tuple(options["device"])
     count: int | None = options["gpus"]
@@ -182,7 +192,7 @@ MOST_GPUS = 4096
 """How many GPUs a plan lists at most."""
 
 
-def _folder(options: dict[str, Any]) -> str | None:
+def _folder(options: Mapping[str, Any]) -> str | None:
     """Return the folder whose Python code may be run, or None."""
     path = Path(options["model"])
     if not options["trust_remote_code"] or not path.exists():
@@ -190,7 +200,7 @@ def _folder(options: dict[str, Any]) -> str | None:
     return str(path if path.is_dir() else path.parent)
 
 
-def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
+def _draft(options: Mapping[str, Any], engine: str) -> ModelSpec | None:
     """Return the draft model that an option names, as the target's engine loads it."""
     from memplan.footprint.draft import MTP
     from memplan.models.load import load_model
@@ -206,6 +216,6 @@ def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
     )
 
 
-def _assumed_hardware(options: dict[str, Any]) -> tuple[str, ...]:
+def _assumed_hardware(options: Mapping[str, Any]) -> tuple[str, ...]:
     names = ("host_memory", "disk", "reserve")
     return tuple(name for name in names if options[name] is None)

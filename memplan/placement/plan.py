@@ -49,6 +49,7 @@ def make_plan(
     costs: Sequence[Cost] = (),
     created_ns: int = 0,
     estimator: Estimator = estimate,
+    changes: bool = True,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
 
@@ -62,6 +63,7 @@ def make_plan(
         created_ns: the caller's clock.
         estimator: `memplan.footprint.estimate.estimate`, or what answers more exactly. One that is
             slow has a method `quick` that the search for changes asks first.
+        changes: look for single changes that make it fit. A search of its own needs none.
 
     Raises UsageError and UnsupportedModelError.
     """
@@ -71,11 +73,11 @@ def make_plan(
         return replace(found, created_ns=created_ns)
 
     plan = replan(workload)
-    if plan.verdict.fits:
+    if plan.verdict.fits or not changes:
         return plan
     quick = getattr(estimator, "quick", None)
-    changes = tuple(_changes(spec, plan, replan, partial(replan, by=quick) if quick else replan))
-    return replace(plan, verdict=replace(plan.verdict, changes=changes))
+    found = tuple(_changes(spec, plan, replan, partial(replan, by=quick) if quick else replan))
+    return replace(plan, verdict=replace(plan.verdict, changes=found))
 
 
 def _plan(
