@@ -11,7 +11,7 @@ from memplan.footprint.tower import image_tokens
 from memplan.types import Change, Device, ModelSpec, Plan, Workload
 from memplan.units import GIB, format_bytes
 
-__all__ = ["changes", "sensitivity"]
+__all__ = ["find_changes", "sensitivity"]
 
 Replan = Callable[..., Plan]
 """(workload, on=devices, model=spec) -> Plan."""
@@ -20,7 +20,7 @@ Quants = Mapping[str, Callable[[], ModelSpec]]
 """Quantization's name -> the model in it."""
 
 
-def changes(
+def find_changes(
     spec: ModelSpec,
     plan: Plan,
     devices: Sequence[Device],

@@ -11,7 +11,7 @@ from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
 from memplan.parallel.moments import closed_moments
-from memplan.placement.advice import changes, sensitivity
+from memplan.placement.advice import find_changes, sensitivity
 from memplan.placement.assign import assign
 from memplan.placement.cost import Speeds, decode_speed, prefill_speed, speeds
 from memplan.placement.engines import PROFILES, EngineProfile, profile_of
@@ -49,6 +49,7 @@ def make_plan(
     created_ns: int = 0,
     estimator: Estimator = estimate,
     quants: Mapping[str, Callable[[], ModelSpec]] | None = None,
+    changes: bool = True,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
 
@@ -63,6 +64,7 @@ def make_plan(
         estimator: `memplan.footprint.estimate.estimate`, or what answers more exactly. One that is
             slow has a method `quick` that the search for changes asks first.
         quants: quantization's name -> the model in it, made only when a plan does not fit.
+        changes: look for single changes that make it fit. A search of its own needs none.
 
     Raises UsageError and UnsupportedModelError.
     """
@@ -80,10 +82,12 @@ def make_plan(
     plan = replan(workload)
     quick = getattr(estimator, "quick", None)
     fast = partial(replan, by=quick) if quick else replan
+    if not changes:
+        return plan
     more = sensitivity(plan, devices, fast)
     if plan.verdict.fits:
         return replace(plan, verdict=replace(plan.verdict, sensitivity=more))
-    found = changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
+    found = find_changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
     return replace(plan, verdict=replace(plan.verdict, changes=tuple(found)))
 
 
