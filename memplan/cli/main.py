@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "map": ("memplan.cli.plan:device_map", "The placement only, as a device_map in JSON."),
     "fit": ("memplan.cli.fit:fit", "What to change so that a model fits, best first."),
     "emit": ("memplan.cli.emit:emit", "Write what the chosen engine takes."),
+    "sweep": ("memplan.cli.sweep:sweep", "A grid of plans as CSV, JSON or Parquet."),
     "trace": ("memplan.cli.trace:trace", "Who eats the memory: phases and largest shares."),
     "run": ("memplan.cli.run:run", "Run a command under the sampler; plan versus measurement."),
     "validate": ("memplan.cli.validate:validate", "The planner held against real measurements."),
