@@ -25,6 +25,12 @@ class Assignment:
     """Device name -> weight bytes that are streamed from there."""
     policy: str = ""
     """The rule in words."""
+    modules: FrozenMap[str] | None = None
+    """Module path -> device name, where pieces of a unit lie apart; None = by `where`."""
+    reads: Mapping[str, int] = field(default_factory=dict)
+    """Device name -> bytes that one token reads there, where every device computes what it has."""
+    options: tuple[str, ...] = ()
+    """The engine's own options that the answer counts on."""
 
 
 def budget(device: Device, lines: Sequence[Line], *, high: bool) -> int:

@@ -14,6 +14,7 @@ from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import image_tokens
 from memplan.parallel.moments import closed_moments
 from memplan.placement.assign import assign
+from memplan.placement.llamacpp import assign_llamacpp
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
 from memplan.placement.ranks import assign_ranks
@@ -102,6 +103,8 @@ def _plan(
     if workload.task == "train" and len(gpus) > 1:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
+    elif gpus and workload.runtime == "llama.cpp":
+        assignment = assign_llamacpp(spec, workload, footprint, units, devices, beside=beside)
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines)
@@ -116,11 +119,13 @@ def _plan(
         footprint=footprint,
         devices=books,
         placement=Placement(
-            device_map=device_map(units, assignment.where) if assignment.where else FrozenMap(),
+            device_map=assignment.modules
+            or (device_map(units, assignment.where) if assignment.where else FrozenMap()),
             offloaded_bytes=offloaded,
             streamed_bytes_per_token=offloaded,
             decode_tokens_per_s=decode_speed(assignment.offloaded, devices),
             policy=assignment.policy,
+            options=assignment.options,
         ),
         verdict=_verdict(books, assignment),
         memplan_version=memplan.__version__,

@@ -175,6 +175,8 @@ class Placement:
     """Speed of one sequence's decoding, bound by the copies; None when nothing is streamed."""
     policy: str
     """The rule that made this placement, in words."""
+    options: tuple[str, ...] = ()
+    """The engine's own options that the placement counts on, such as "--no-op-offload"."""
     extra: Extra = field(default_factory=no_extra)
     """Unknown fields of a newer version."""
 
