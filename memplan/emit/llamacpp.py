@@ -86,7 +86,8 @@ def arguments(plan: Plan, spec: ModelSpec) -> list[str]:
     words += ["-ctk", kind, "-ctv", kind, "-fa", "off" if work.attention == "eager" else "on"]
     words += ["--no-kv-unified"] if work.batch > 1 else []
     words += ["-fit", "off", *_placed(homes, gpus), *_overrides(left, _experts(spec))]
-    return [*words, *plan.placement.options]
+    copies = plan.placement.settings.get("op_offload", 1)
+    return words if copies else [*words, "--no-op-offload"]
 
 
 def check(plan: Plan) -> str:

@@ -164,7 +164,19 @@ def profile(name: str) -> EngineProfile:
 
 
 def profile_of(workload: Workload) -> EngineProfile:
-    """Return the profile that a workload runs by."""
+    """Return the profile that a workload runs by.
+
+    Raises UsageError for a way of offloading that its runtime does not have.
+    """
     if workload.task == "train":
         return PROFILES["shard"]
-    return PROFILES[_DEFAULT[workload.runtime]]
+    if workload.offload is None:
+        return PROFILES[_DEFAULT[workload.runtime]]
+    found = profile(workload.offload)
+    if workload.runtime not in found.runs:
+        ways = (one.name for one in PROFILES.values() if workload.runtime in one.runs)
+        raise UsageError(
+            f"{workload.runtime} does not offload by {found.name}",
+            hint=f"--offload {' or '.join(ways)}, or --runtime {found.runs[0]}",
+        )
+    return found

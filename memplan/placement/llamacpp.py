@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from memplan.errors import UsageError
 from memplan.footprint.lines import exact_line
 from memplan.footprint.tower import with_images
 from memplan.placement.llamacpp_parts import Block, Group, parts_of
@@ -47,7 +48,14 @@ def assign_llamacpp(
         units: its pieces.
         devices: at least one GPU, then host memory, if it is another memory; disks hold nothing.
         beside: lines that stay whole on the first GPU, such as a draft model's.
+
+    Raises UsageError for pins, which llama.cpp's rows of layers have no place for.
     """
+    if workload.pin:
+        raise UsageError(
+            "llama.cpp places whole rows of layers, so memplan takes no --pin for it",
+            hint="leave --pin out, or add an --override-tensor to the emitted arguments",
+        )
     spec = with_images(spec, workload)
     placer = _Placer(
         spec,
@@ -151,7 +159,7 @@ class _Placer:
             lines=lines,
             offloaded={self._host: away} if away else {},
             reads=_reads(places),
-            options=() if self.copies else ("--no-op-offload",),
+            settings=FrozenMap({} if self.copies else {"op_offload": 0}),
             policy=self._policy(layout, away),
         )
 

@@ -50,7 +50,8 @@ class Unit:
     active_bytes: int = -1
     """Of `weight_bytes`, what one token passes through: a few of the experts, else all."""
     resaved_bytes: int = 0
-    """Of `away_bytes`, what a loader writes anew for the disk: experts that it fuses."""
+    """Of `away_bytes`, what a loader writes anew for the disk: experts that it fuses, and all of a
+    model that has no file."""
     lookup: bool = False
     """True for an embedding that nothing else shares: one token reads one row of it."""
     tensors: tuple[Tensor, ...]
@@ -180,6 +181,7 @@ class _Cutter:
         self._share = _active_share(spec)
         self._vocab = spec.vocab
         self._packed = spec.weight_format in _SIXTEEN_ON_HOST
+        self._unsaved = spec.source == "module"
 
     def unit(self, names: tuple[str, ...], parts: list[list[Tensor]]) -> Unit:
         """Return the unit of modules that share tensors, or of one."""
@@ -201,7 +203,7 @@ class _Cutter:
             reload_bytes=_reload(names, away, whole_layers=self._whole),
             away_bytes=sum(t.bytes for t in away),
             active_bytes=sum(t.bytes for t in own) - routed + int(routed * self._share),
-            resaved_bytes=sum(t.bytes for t in away if _is_routed(t.name)),
+            resaved_bytes=sum(t.bytes for t in away if self._unsaved or _is_routed(t.name)),
             lookup=self._is_lookup(names, own),
             tensors=own,
         )

@@ -111,8 +111,8 @@ def test_a_mixture_on_a_small_gpu_goes_without_the_copy_buffer(tmp_path):
     path = gguf_files.write_gguf(tmp_path / "d.gguf", *gguf_files.deepseek3())
     _, small = planned(path, hardware(8 * GIB), context=4096)
     _, large = planned(path, hardware(80 * GIB), context=4096)
-    assert small.placement.options == ("--no-op-offload",)
-    assert large.placement.options == ()
+    assert small.placement.settings == {"op_offload": 0}
+    assert large.placement.settings == {}
 
 
 def group(size, active=None):
