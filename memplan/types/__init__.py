@@ -35,6 +35,7 @@ from memplan.types.plan import (
 from memplan.types.run import (
     Comparison,
     DeviceComparison,
+    Event,
     PartComparison,
     Peak,
     Phase,
@@ -53,6 +54,7 @@ __all__ = [
     "Device",
     "DeviceComparison",
     "DeviceKind",
+    "Event",
     "Footprint",
     "FrozenMap",
     "Layer",
@@ -79,5 +81,5 @@ __all__ = [
     "Workload",
 ]
 
-Core = ModelSpec | Footprint | Plan | Run | Phase | Comparison
+Core = ModelSpec | Footprint | Plan | Run | Phase | Event | Comparison
 """The types that stand alone as JSON documents, each with a schema tag."""
