@@ -9,7 +9,7 @@ up to date, and the ticks deleted, all in one transaction.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy
@@ -45,11 +45,14 @@ _ROLLUP_NUMBERS = ("n", "low", "high", "high_t_ns", "total", "last")
 _PEAK_NUMBERS = ("n", "low", "high", "high_t_ns", "first_t_ns", "last_t_ns")
 
 
-def tick_frame(row: Any) -> Frame:
-    """Return the frame of a row of `tick`. Raises StoreDamagedError when its checksum is wrong."""
+def tick_frame(row: Any, wanted: Container[int] | None = None) -> Frame:
+    """Return the frame of a row of `tick`, with the wanted series (None: all) in it.
+
+    Raises StoreDamagedError when its checksum is wrong.
+    """
     if codec.checksum(row.data, row.seq0, row.n) != row.crc:
         raise StoreDamagedError(f"tick {row.seq0} is damaged", hint="memplan db repair")
-    return Frame.unpack(row.codec, row.data)
+    return Frame.unpack(row.codec, row.data, wanted)
 
 
 class SampleLog:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import and_, func, not_, select
+from sqlalchemy import and_, bindparam, func, not_, select
 
 from memplan.store import tables
 from memplan.store.append import HOUR_NS, MINUTE_NS
 from memplan.store.base import Bucket, Curve, Tier
 from memplan.store.frame import Frame
-from memplan.store.history import Place, frames, ticks
+from memplan.store.history import BLOCKS, CHUNK_OF_BLOCK, FIRST, SPAN, Place, frames, ticks
 from memplan.types import Series
 
 __all__ = ["curves"]
@@ -27,6 +27,35 @@ _MINUTES, _HOURS = (tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS)
 _MOST_LOOKUPS = 20_000
 """Look-ups of single roll-ups; where more would be needed, a range of all series is read."""
 
+_b, _c, _m = tables.block.c, tables.chunk.c, tables.rollup_1m.c
+_narrow = and_(_b.t1_ns - _b.t0_ns <= bindparam("half"), _b.t0_ns >= bindparam("whole"))
+_touched = (
+    _b.host_id == bindparam("host"),
+    _b.run_id == bindparam("run"),
+    _b.t1_ns >= bindparam("since"),
+    _b.t0_ns <= bindparam("until"),
+)
+_SUMMARIES = (
+    select(_c.series_id, _c.n, _c.low, _c.high, _c.high_t_ns, _c.total, _c.last)
+    .join_from(tables.block, tables.chunk, CHUNK_OF_BLOCK)
+    .where(*_touched, _narrow)
+    .order_by(_b.id)
+)
+_SOME_SUMMARIES = _SUMMARIES.where(_c.series_id.in_(bindparam("ids", expanding=True)))
+_WIDE = BLOCKS.where(not_(_narrow))
+_RAW_BEGIN = select(
+    func.coalesce(
+        select(_b.t0_ns)
+        .where(_b.host_id == bindparam("host"), _b.run_id == bindparam("run"))
+        .order_by(_b.id)
+        .limit(1)
+        .scalar_subquery(),
+        select(func.min(tables.tick.c.t0_ns))
+        .where(tables.tick.c.host_id == bindparam("host"), tables.tick.c.run_id == bindparam("run"))
+        .scalar_subquery(),
+    )
+)
+_FIRST_MINUTE = select(func.min(_m.period)).where(_m.host_id == bindparam("host"))
 
 Row = Any
 """(series id, n, low, high, time of the highest, total, last): what was summarised."""
@@ -148,8 +177,8 @@ def curves(
     filling = _Filling(since_ns, until_ns, width)
     from_ns = _rolled_up(place, filling, wanted)
     _from_blocks(place, filling, wanted, None if whole else list(wanted), from_ns)
-    t = tables.tick.c
-    for frame in ticks(place, t.t1_ns >= from_ns, t.t0_ns < until_ns):
+    some = None if whole else wanted
+    for frame in ticks(place, since=from_ns, until=until_ns - 1, wanted=some):
         filling.add_frame(frame, wanted, from_ns)
     found = [filling.curve(i, wanted[i]) for i in filling.series if i in wanted]
     return tuple(sorted(found, key=lambda curve: (curve.series.entity, curve.series.metric)))
@@ -162,84 +191,53 @@ def _from_blocks(
     ids: list[int] | None,
     from_ns: int,
 ) -> None:
-    """Add blocks: by their chunks' summaries where they are narrow, else sample by sample."""
-    b, c = tables.block.c, tables.chunk.c
-    inside = and_(b.t0_ns >= from_ns, b.t1_ns < filling.until_ns)
-    narrow = and_(inside, b.t1_ns - b.t0_ns <= filling.width_ns // 2)
-    query = (
-        select(c.series_id, c.n, c.low, c.high, c.high_t_ns, c.total, c.last)
-        .join_from(
-            tables.block,
-            tables.chunk,
-            and_(c.host_id == b.host_id, c.day == b.day, c.block_id == b.id),
-        )
-        .where(b.host_id == place.host_id, b.run_id == place.run, narrow)
-    )
-    if ids is not None:
-        query = query.where(c.series_id.in_(ids))
-    filling.add_rows(place.connection.execute(query.order_by(b.id)).all())
-    touched = and_(b.t1_ns >= from_ns, b.t0_ns < filling.until_ns)
-    for frame in frames(place, and_(touched, not_(narrow)), series=ids):
+    """Add blocks: by their chunks' summaries where they are narrow, else sample by sample.
+
+    Where samples are gone (from_ns lies behind the window's begin), a block across the border is
+    taken apart: its first part is in the roll-ups already.
+    """
+    asked = {
+        "since": from_ns,
+        "until": filling.until_ns - 1,
+        "half": filling.width_ns // 2,
+        "whole": from_ns if from_ns > filling.since_ns else FIRST,
+        "after": FIRST,
+    }
+    if ids is None:
+        rows = place.execute(_SUMMARIES, **asked)
+    else:
+        rows = place.execute(_SOME_SUMMARIES, ids=ids, **asked)
+    filling.add_rows(rows.all())
+    for frame in frames(place, _WIDE, ids, **asked):
         filling.add_frame(frame, wanted, from_ns)
 
 
 def _rolled_up(place: Place, filling: _Filling, wanted: Mapping[int, Series]) -> int:
     """Add roll-ups for the part of the window whose samples are gone; return where that ends."""
     since, wide = filling.since_ns, filling.width_ns >= 2 * HOUR_NS
-    raw_ns = _raw_begin(place)
-    if raw_ns is None or since >= raw_ns:
+    raw_ns, oldest = place.execute(_RAW_BEGIN).scalar(), None
+    if raw_ns is not None and since >= raw_ns:
         return since
-    finest = HOUR_NS if wide else MINUTE_NS
-    end = min(_ceil(raw_ns, finest), filling.until_ns)
+    oldest = place.execute(SPAN).one()[0]
+    if oldest is None or (raw_ns is not None and oldest >= raw_ns):
+        return since
+    end = filling.until_ns
+    if raw_ns is not None:
+        end = min(_ceil(raw_ns, HOUR_NS if wide else MINUTE_NS), end)
     if wide:
         _add_rollups(place, filling, wanted, _HOURS, (since, end))
         filling.tier = "1h"
         return end
-    m = tables.rollup_1m.c
-    first = place.connection.execute(
-        select(func.min(m.period)).where(m.host_id == place.host_id)
-    ).scalar()
+    first = place.execute(_FIRST_MINUTE).scalar()
     minutes_ns = end if first is None else min(_ceil(first * MINUTE_NS, HOUR_NS), end)
-    oldest = _first_ns(place)
-    if oldest is None or first is None or oldest >= first * MINUTE_NS:
-        minutes_ns = since if first is not None else end
+    if first is not None and oldest >= first * MINUTE_NS:
+        minutes_ns = since
     _add_rollups(place, filling, wanted, _MINUTES, (max(since, minutes_ns), end))
     filling.tier = "1m"
     if since < minutes_ns:
         _add_rollups(place, filling, wanted, _HOURS, (since, minutes_ns))
         filling.tier = "1h"
     return end
-
-
-def _raw_begin(place: Place) -> int | None:
-    """Return from when on samples are there; None when none was ever deleted."""
-    b, t = tables.block.c, tables.tick.c
-    block = (
-        select(b.t0_ns)
-        .where(b.host_id == place.host_id, b.run_id == place.run)
-        .order_by(b.id)
-        .limit(1)
-    )
-    tick = select(func.min(t.t0_ns)).where(t.host_id == place.host_id, t.run_id == place.run)
-    raw = place.connection.execute(block).scalar()
-    if raw is None:
-        raw = place.connection.execute(tick).scalar()
-    oldest = _first_ns(place)
-    if oldest is None or (raw is not None and oldest >= raw):
-        return None
-    return int(raw) if raw is not None else 2**62
-
-
-def _first_ns(place: Place) -> int | None:
-    """Return the time of the run's first packed sample ever."""
-    p, s = tables.peak.c, tables.series.c
-    query = (
-        select(func.min(p.first_t_ns))
-        .join(tables.series, and_(s.host_id == p.host_id, s.id == p.series_id))
-        .where(p.host_id == place.host_id, s.run_id == place.run)
-    )
-    found = place.connection.execute(query).scalar()
-    return None if found is None else int(found)
 
 
 def _add_rollups(

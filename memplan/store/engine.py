@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from memplan.errors import (
     StoreDamagedError,
@@ -153,7 +153,7 @@ def reader_engine(database: str | Path) -> sqlalchemy.Engine:
     if _frozen(path):
         mode += "&immutable=1"
     url = f"sqlite:///file:{quote(str(path.absolute()))}?{mode}&uri=true"
-    engine = _sqlite_engine(url, NullPool)
+    engine = _sqlite_engine(url, QueuePool)
     event.listen(engine, "connect", _set_up_reader)
     event.listen(engine, "begin", _begin)
     return engine
@@ -201,8 +201,6 @@ def _set_up_reader(connection: Any, record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA query_only = ON")
     cursor.close()
-    end = time.monotonic() + LONGEST_READ_S
-    connection.set_progress_handler(lambda: time.monotonic() > end, _PROGRESS_STEPS)
 
 
 def _begin_immediate(connection: sqlalchemy.Connection) -> None:
@@ -210,6 +208,8 @@ def _begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 def _begin(connection: sqlalchemy.Connection) -> None:
+    end = time.monotonic() + LONGEST_READ_S
+    driver(connection).set_progress_handler(lambda: time.monotonic() > end, _PROGRESS_STEPS)
     connection.exec_driver_sql("BEGIN")
 
 

@@ -7,7 +7,7 @@ never depends on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 
@@ -171,20 +171,27 @@ class Frame:
         stream += [len(ids), *ids[:1], *(b - a for a, b in pairwise(ids))]
         if len(self.times) == 1:
             return codec.pack(stream + [self.columns[i].values[0] for i in ids])
-        for column in map(self.columns.__getitem__, ids):
+        columns = [self.columns[i] for i in ids]
+        stream += [0 if c.index is None else len(c.values) for c in columns]
+        for column in columns:
             values = column.values
-            stream.append(0 if column.index is None else len(values))
             stream += [*values[:1], *(b - a for a, b in pairwise(values))]
             stream += column.index or ()
         return codec.pack(stream)
 
     @classmethod
-    def unpack(cls, version: int, blob: bytes) -> Frame:
-        """Return the frame that `pack` was given. Raises StoreDamagedError when it is none."""
+    def unpack(cls, version: int, blob: bytes, wanted: Container[int] | None = None) -> Frame:
+        """Return the frame that `pack` was given. Raises StoreDamagedError when it is none.
+
+        Args:
+            version: of the codec.
+            blob: what `pack` returned.
+            wanted: the series that are to be in it; None = all.
+        """
         stream = codec.unpack(version, blob)
         times, seqs = codec.unpack_times(stream)
         try:
-            columns = _columns(stream, len(times))
+            columns = _columns(stream, len(times), wanted)
         except IndexError as error:
             raise StoreDamagedError(
                 "a packed tick is shorter than it says", hint="memplan db repair"
@@ -203,27 +210,29 @@ class Frame:
         return found
 
 
-def _columns(stream: list[int], n: int) -> dict[int, Column]:
+def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[int, Column]:
     at = 2 * n + 1
     count = stream[at]
     ids = list(accumulate(stream[at + 1 : at + 1 + count]))
     at += 1 + count
     if n == 1:
         values = stream[at : at + count]
-        if len(values) != count:
+        if len(values) != count or len(ids) != count:
             raise IndexError(count)
-        return {i: Column(values=[value]) for i, value in zip(ids, values, strict=True)}
+        pairs = zip(ids, values, strict=True)
+        return {i: Column(values=[v]) for i, v in pairs if wanted is None or i in wanted}
+    sizes = stream[at : at + count]
+    at += count
+    if len(stream) != at + sum(2 * k or n for k in sizes):
+        raise IndexError(count)
     columns = {}
-    for series in ids:
-        k = stream[at]
+    for series, k in zip(ids, sizes, strict=True):
         size = k or n
-        values = list(accumulate(stream[at + 1 : at + 1 + size]))
-        at += 1 + size
-        index = stream[at : at + k] if k else None
-        at += k
-        if len(values) != size or (index is not None and len(index) != k):
-            raise IndexError(series)
-        columns[series] = Column(values=values, index=index)
+        if wanted is None or series in wanted:
+            values = list(accumulate(stream[at : at + size]))
+            index = stream[at + size : at + 2 * size] if k else None
+            columns[series] = Column(values=values, index=index)
+        at += 2 * k or n
     return columns
 
 
