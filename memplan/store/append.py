@@ -145,8 +145,8 @@ class SampleLog:
             found |= {*range(t0_ns, t1_ns, DAY_NS), t1_ns}
         return list(found)
 
-    def close_run(self, connection: sqlalchemy.Connection, run_id: str) -> list[tuple[int, int]]:
-        """Pack a run's ticks away as blocks and return (id, packed bytes) of each.
+    def close_run(self, connection: sqlalchemy.Connection, run_id: str) -> list[dict[str, Any]]:
+        """Pack a run's ticks away as blocks and return their rows.
 
         A tick that is damaged is left out: the others must not wait for it for ever.
         """
@@ -163,7 +163,7 @@ class SampleLog:
 
     def _write_block(
         self, connection: sqlalchemy.Connection, run_id: str, frame: Frame
-    ) -> tuple[int, int]:
+    ) -> dict[str, Any]:
         number, day = self._next_block, frame.times[0] // DAY_NS
         self._next_block += 1
         summaries = {
@@ -191,7 +191,7 @@ class SampleLog:
         connection.execute(insert(tables.block), block)
         connection.execute(insert(tables.chunk), chunks)
         self._roll_up(connection, frame, summaries)
-        return number, size
+        return block
 
     def _chunk(
         self, frame: Frame, series: int, summary: Summary, block: int, day: int

@@ -19,8 +19,7 @@ from sqlalchemy import func, insert, select, update
 from memplan.errors import StoreDamagedError, StoreError, StoreFullError, StoreLockedError
 from memplan.store import quarantine, tables
 from memplan.store.append import SampleLog
-from memplan.store.engine import driver, is_url, translated, writer_engine
-from memplan.store.identity import host_identity
+from memplan.store.engine import check_encoding, driver, is_url, translated, writer_engine
 from memplan.store.lock import WriterLock, log_holders
 from memplan.store.migrate import migrate
 from memplan.store.retention import Policy, Retention, shrink
@@ -45,8 +44,15 @@ _ROOM_BATCHES = 4
 class WriterConnection:
     """Opens, locks, migrates; then runs transactions, one at a time."""
 
-    def __init__(self, database: str | Path, policy: Policy, log_cap_bytes: int) -> None:
+    def __init__(
+        self,
+        database: str | Path,
+        policy: Policy,
+        log_cap_bytes: int,
+        identity: tuple[str, str],
+    ) -> None:
         """Take the lock and open. Raises what `LocalWriter` says."""
+        self._identity = identity
         self.database = database
         self.path = None if is_url(database) else Path(database)
         self.degraded = ""
@@ -89,12 +95,13 @@ class WriterConnection:
             self._take_advisory_lock()
         migrate(self._connection, self.database)
         with self.begin() as connection:
-            self.host_id = _host_id(connection)
+            self.host_id = _host_id(connection, *self._identity)
             self.log = SampleLog(connection, self.host_id)
         self.retention = Retention(self.begin, self.host_id, self.policy)
 
     def _take_advisory_lock(self) -> None:
         with self.begin() as connection:
+            check_encoding(connection)
             query = select(func.pg_try_advisory_lock(_ADVISORY_KEY))
             free = connection.execute(query).scalar()
         if not free:
@@ -240,7 +247,7 @@ class WriterConnection:
         """Move what is sound of a database that was put aside into this one."""
         quarantine.refill(rescue, driver(self.connection))
         with self.begin() as connection:
-            self.host_id = _host_id(connection)
+            self.host_id = _host_id(connection, *self._identity)
             self.log = SampleLog(connection, self.host_id)
 
     def _disconnect(self) -> None:
@@ -266,10 +273,9 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _host_id(connection: sqlalchemy.Connection) -> int:
+def _host_id(connection: sqlalchemy.Connection, key: str, name: str) -> int:
     """Return this machine's number in the database; a new machine gets the next one."""
     h = tables.host.c
-    key, name = host_identity()
     row = connection.execute(select(h.id, h.name).where(h.key == key)).first()
     if row is None:
         number = (connection.execute(select(func.max(h.id))).scalar() or 0) + 1

@@ -29,6 +29,7 @@ from memplan.errors import (
 )
 
 __all__ = [
+    "check_encoding",
     "driver",
     "is_url",
     "reader_engine",
@@ -129,6 +130,18 @@ def _refuse_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> Non
         raise StoreError(
             f"{path} is on a network file system ({found[1]}), where SQLite's log is not safe",
             hint="name a local place: export MEMPLAN_DATABASE=/var/tmp/memplan.db",
+        )
+
+
+def check_encoding(connection: sqlalchemy.Connection) -> None:
+    """Raise StoreError when a PostgreSQL database cannot hold every text."""
+    if connection.dialect.name != "postgresql":
+        return
+    found = connection.execute(sqlalchemy.text("SHOW server_encoding")).scalar()
+    if found != "UTF8":
+        raise StoreError(
+            f"the database's encoding is {found}, memplan needs UTF8",
+            hint="createdb -E UTF8 -T template0 NAME",
         )
 
 

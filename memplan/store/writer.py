@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
 from collections import deque
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 
 from memplan.errors import StoreError
 from memplan.serialize import dumps, loads
-from memplan.store import tables
+from memplan.store import outbox, tables
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
+from memplan.store.identity import host_identity
 from memplan.store.partition import Partitions
 from memplan.store.quarantine import Rescue
 from memplan.store.retention import Policy
@@ -62,6 +62,7 @@ class LocalWriter:
         policy: Policy | None = None,
         outbox_bytes: int = 0,
         log_cap_bytes: int = LOG_CAP_BYTES,
+        identity: tuple[str, str] | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +76,7 @@ class LocalWriter:
             policy: how long what is kept.
             outbox_bytes: packed bytes that may wait for a fleet's database; 0 = there is none.
             log_cap_bytes: longest write-ahead log.
+            identity: (key, name) of this machine; None = as `host_identity` finds them.
             now_ns: the wall clock.
             monotonic_s: the clock of flushes and housekeeping.
 
@@ -88,7 +90,11 @@ class LocalWriter:
         self._partitions = Partitions()
         self.dropped = 0
         """Staged samples that were given up because the store refused them for too long."""
-        self._core = WriterConnection(database, policy or Policy(), log_cap_bytes)
+        self.outbox_lost = 0
+        """Notes that were given up because a fleet's database could not be reached for long."""
+        self._core = WriterConnection(
+            database, policy or Policy(), log_cap_bytes, identity or host_identity()
+        )
         self._open = True
         self._flushed_s = self._kept_house_s = monotonic_s()
         self._busy = False
@@ -109,6 +115,8 @@ class LocalWriter:
         if rescued is not None:
             events.append(rescued.event(self._now_ns()))
         with self._core.begin() as connection:
+            if self._outbox_bytes:
+                outbox.fill(connection, self._core.host_id)
             self._mark_lost(connection)
             gap = self._gap(connection)
             events += [gap] if gap else []
@@ -236,7 +244,7 @@ class LocalWriter:
 
         def insert_them(connection: sqlalchemy.Connection) -> None:
             insert_new(connection, tables.event, rows)
-            self._note(connection, "event", [_key(tables.event, row) for row in rows])
+            self._note(connection, "event", [outbox.key(tables.event, row) for row in rows])
 
         self._core.write(insert_them, durable=True)
 
@@ -251,16 +259,14 @@ class LocalWriter:
     ) -> None:
         rows = [{"host_id": self._core.host_id, **row} for row in rows]
         replace_rows(connection, table, rows)
-        self._note(connection, table.name, [_key(table, row) for row in rows])
+        self._note(connection, table.name, [outbox.key(table, row) for row in rows])
 
     def _note(
         self, connection: sqlalchemy.Connection, kind: str, keys: Sequence[str], size: int = 256
     ) -> None:
         """Put into the outbox what the fleet's database is to get."""
-        if not (self._outbox_bytes and keys):
-            return
-        rows = [{"kind": kind, "key": key, "size_bytes": size} for key in keys]
-        connection.execute(insert(tables.outbox), rows)
+        if self._outbox_bytes and keys:
+            outbox.note(connection, kind, keys, size)
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
@@ -302,8 +308,8 @@ class LocalWriter:
                 self._partitions.ensure(connection, times)
 
         def close(connection: sqlalchemy.Connection) -> None:
-            for number, size in self._core.log.close_run(connection, run_id):
-                self._note(connection, "block", [str(number)], size)
+            for block in self._core.log.close_run(connection, run_id):
+                self._note(connection, "block", [outbox.block_key(block)], block["size_bytes"])
 
         self._core.write(close)
 
@@ -313,7 +319,9 @@ class LocalWriter:
         Args:
             batches: how many at the most, of some 30 ms each.
         """
-        self._trim_outbox()
+        if self._outbox_bytes:
+            with self._core.begin() as connection:
+                self.outbox_lost += outbox.trim(connection, self._outbox_bytes)
         if self._core.path is None:
             self._drop_partitions()
         more = True
@@ -328,27 +336,9 @@ class LocalWriter:
             self._partitions.drop(connection, "chunk", now - policy.raw_ns)
             self._partitions.drop(connection, "rollup_1m", now - policy.minute_ns)
 
-    def _trim_outbox(self) -> None:
-        """Forget the oldest that the fleet's database has not got, beyond the bound in bytes."""
-        o = tables.outbox.c
-        if not self._outbox_bytes:
-            return
-        with self._core.begin() as connection:
-            rows = connection.execute(select(o.id, o.size_bytes).order_by(o.id.desc())).all()
-            size = 0
-            for number, each in rows:
-                size += each
-                if size > self._outbox_bytes:
-                    connection.execute(delete(tables.outbox).where(o.id <= number))
-                    break
-
     def shipped(self, upto: int) -> None:
         """Forget what the fleet's database has got: everything up to a number of the outbox."""
-        self._core.write(
-            lambda connection: connection.execute(
-                delete(tables.outbox).where(tables.outbox.c.id <= upto)
-            )
-        )
+        self._core.write(lambda connection: outbox.forget(connection, upto))
 
     def take_over(self, rescue: Rescue) -> None:
         """Move what is sound of a database that was put aside into this one, and tell it."""
@@ -391,8 +381,3 @@ def _node() -> str:
     import platform
 
     return platform.node()
-
-
-def _key(table: sqlalchemy.Table, row: dict[str, Any]) -> str:
-    """Return a row's key without the host, as JSON."""
-    return json.dumps([row[c.name] for c in table.primary_key if c.name != "host_id"])
