@@ -56,9 +56,7 @@ def batches(ticks: int) -> Iterator[list[Sample]]:
     for tick in range(ticks):
         t_ns = T0 + tick * NS + (tick * 7919) % 200_000
         row = next(stream)
-        batch += [
-            Sample(series=s, t_ns=t_ns, value=v) for s, v in zip(known, row, strict=True)
-        ]
+        batch += [Sample(series=s, t_ns=t_ns, value=v) for s, v in zip(known, row, strict=True)]
         if (tick + 1) % FLUSH == 0:
             yield batch
             batch = []
@@ -115,10 +113,7 @@ class Naive:
         with self.connection:
             self.connection.executemany(
                 "INSERT INTO sample (t, host, thing, metric, value) VALUES (?, ?, ?, ?, ?)",
-                [
-                    (text(s.t_ns), "node1", s.series.entity, s.series.metric, s.value)
-                    for s in batch
-                ],
+                [(text(s.t_ns), "node1", s.series.entity, s.series.metric, s.value) for s in batch],
             )
 
     def points(self, since_ns: int, until_ns: int) -> list[object]:
@@ -208,7 +203,7 @@ def ours(
     with LocalWriter(database, policy=FOREVER, now_ns=lambda: end) as writer:
         written, took_s = load(writer.write_samples, ticks)
         print(f"{samples} samples of {SERIES} series, flushed every {FLUSH} s, in {took_s:.0f} s")
-        writer._core.checkpoint("TRUNCATE")
+        writer.checkpoint()
         naive.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         naive_size = size(naive.path) / (naive_ticks * SERIES)
         name = "bytes on disk a sample, roll-ups included"
@@ -223,30 +218,38 @@ def ours(
             )
             other = milliseconds(lambda: naive.points(max(naive_end - window, T0), naive_end), 3)
             name = f"{window // NS} points to 200 buckets (CPU, warm)"
-            good.append(line(name, rows, 5, f"{other:.0f} ms of {min(window // NS, naive_ticks)}", "ms"))
+            good.append(
+                line(name, rows, 5, f"{other:.0f} ms of {min(window // NS, naive_ticks)}", "ms")
+            )
             rows = milliseconds(
                 lambda: reader.curves(None, since_ns=end - 300 * NS, until_ns=end, buckets=1)
             )
             other = milliseconds(lambda: naive.last(naive_end - 300 * NS), 3)
-            good.append(line("all series of the last 5 min (CPU, warm)", rows, 5, f"{other:.0f} ms", "ms"))
+            good.append(
+                line("all series of the last 5 min (CPU, warm)", rows, 5, f"{other:.0f} ms", "ms")
+            )
     good += retention(database, ticks, end, naive, naive_ticks)
     good.append(line("ready after kill -9", restart_s(database), 1.5, "-", "s"))
     return good
 
 
-def retention(
-    database: Path, ticks: int, end: int, naive: Naive, naive_ticks: int
-) -> list[bool]:
+def retention(database: Path, ticks: int, end: int, naive: Naive, naive_ticks: int) -> list[bool]:
     """Delete the older half and print how long it took, and its longest transaction."""
     half = Policy(raw_ns=ticks // 2 * NS, cap_bytes=1 << 50)
     with LocalWriter(database, policy=half, now_ns=lambda: end) as writer:
         begun = time.perf_counter()
         writer.keep_house()
         took = time.perf_counter() - begun
-        longest = writer._core.retention.longest_s * 1e3
+        longest = writer.longest_batch_s * 1e3
     other = naive.delete(naive_ticks * SERIES // 2)
     return [
-        line(f"retention of {ticks * SERIES // 2} samples", took, 3, f"{other:.1f} s for a tenth", "s"),
+        line(
+            f"retention of {ticks * SERIES // 2} samples",
+            took,
+            3,
+            f"{other:.1f} s for a tenth",
+            "s",
+        ),
         line("longest lock meanwhile", longest, 50, "-", "ms"),
     ]
 

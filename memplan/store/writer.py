@@ -109,6 +109,11 @@ class LocalWriter:
         """Why the store takes nothing at the moment; empty while all is well."""
         return self._core.degraded
 
+    @property
+    def longest_batch_s(self) -> float:
+        """Longest transaction of housekeeping so far."""
+        return self._core.retention.longest_s
+
     def _begin_life(self) -> None:
         events: list[Event] = []
         rescued = self._core.rescued
@@ -344,6 +349,10 @@ class LocalWriter:
         """Move what is sound of a database that was put aside into this one, and tell it."""
         self._core.take_over(rescue)
         self.save_events([rescue.event(self._now_ns())])
+
+    def checkpoint(self) -> None:
+        """Move the log into the file, as far as readers allow."""
+        self._core.checkpoint("TRUNCATE")
 
     def vacuum(self) -> None:
         """Pack the file anew, without free pages."""
