@@ -76,6 +76,19 @@ def _settings() -> dict[str, Setting]:
             Setting(
                 name="run_interval", default="0.1", help="Seconds between the samples of a run."
             ),
+            Setting(
+                name="flush", default="10", help="Seconds the host's samples wait to be packed."
+            ),
+            Setting(name="keep_raw", default="48h", help="Age up to which samples are kept."),
+            Setting(name="keep_1m", default="30d", help="Age up to which minutes are kept."),
+            Setting(name="keep_1h", default="730d", help="Age up to which hours are kept."),
+            Setting(name="database_cap", default="1GiB", help="Largest database file."),
+            Setting(name="fleet", default="", help="URL of a fleet's PostgreSQL; empty = none."),
+            Setting(
+                name="fleet_outbox",
+                default="256MiB",
+                help="Most that may wait for the fleet's database.",
+            ),
             Setting(name="theme", default="memplan-dark", help="The dashboard's colours."),
         )
     }
