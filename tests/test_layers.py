@@ -35,6 +35,9 @@ PURE = BASE | {
         "compare",
         "report",
         "chart",
+        "chart_scale",
+        "explain",
+        "page",
     )
 }
 STORE = BASE | {"memplan.config", "memplan.store", "memplan_migrations"}
@@ -52,7 +55,9 @@ ALLOWED = {
     "memplan.store": STORE,
     "memplan_migrations": STORE,
     "memplan_daemon": STORE | {"memplan_daemon"},
-    "memplan_tui": STORE | {"memplan_tui", "memplan.chart", "memplan.report", "memplan.compare"},
+    "memplan_tui": STORE
+    | {"memplan_tui"}
+    | {f"memplan.{name}" for name in ("chart", "report", "compare", "explain")},
 }
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
