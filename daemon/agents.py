@@ -291,7 +291,9 @@ class AgentServer:
         text, what = str(body.get("text"))[:200], str(body.get("what"))
         if not _NAME.fullmatch(what):
             raise DaemonError("an event has no name")
-        event = Event(f"process:{agent.peer.pid}", what, agent.peer.pid, text, _whole(body["t_ns"]))
+        event = Event(
+            f"process:{agent.peer.pid}", f"agent.{what}", agent.peer.pid, text, _whole(body["t_ns"])
+        )
         self._sampler.note(event, agent.run_id)
 
     def _quiet(self, agent: _Agent, body: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memplan_daemon.agents import AgentServer
 from memplan_daemon.budget import CpuBudget
@@ -28,9 +29,11 @@ from memplan_daemon.tree import ProcessTable
 from memplan_daemon.watching import Watches
 
 from memplan.errors import MemplanError
-from memplan.store.base import Writer
 from memplan.store.remote import socket_path
 from memplan.wire import agent_path
+
+if TYPE_CHECKING:
+    from memplan.store.writer import LocalWriter
 
 __all__ = ["run_daemon"]
 
@@ -55,11 +58,11 @@ def run_daemon(database: str, read: Callable[[], DaemonSettings]) -> None:
     Raises StoreLockedError when another process writes to it, other StoreErrors when it cannot
     be used, DaemonError when a socket cannot be made, and UsageError for a bad setting.
     """
-    from memplan.store.writer import LocalWriter
+    from memplan.store.open import local_writer
 
     settings = read()
     raise_descriptor_limit()
-    with _logging(), LocalWriter(database) as writer:
+    with _logging(), local_writer(database) as writer:
         daemon = _Daemon(database, writer, settings, read)
         try:
             daemon.run()
@@ -78,7 +81,7 @@ class _Base:
     book: RunBook
 
 
-def _base(database: str, writer: Writer, settings: DaemonSettings) -> _Base:
+def _base(database: str, writer: LocalWriter, settings: DaemonSettings) -> _Base:
     clock = SystemClock()
     proc = ProcFolder()
     collectors = default_collectors(clock, pss_interval_s=PSS_INTERVAL_S)
@@ -100,6 +103,7 @@ def _base(database: str, writer: Writer, settings: DaemonSettings) -> _Base:
         proc=proc,
         table=ProcessTable(proc, clock, share=SCAN_SHARE, shortest_s=SCAN_S),
         budget=CpuBudget(clock, own.cpu_ns, settings.cpu_share),
+        staged=True,
     )
     book = RunBook(writer, clock, store_commands=settings.store_commands)
     return _Base(clock, collectors, sampler, Loop(sampler), book)
@@ -111,7 +115,7 @@ class _Daemon:
     def __init__(
         self,
         database: str,
-        writer: Writer,
+        writer: LocalWriter,
         settings: DaemonSettings,
         read: Callable[[], DaemonSettings],
     ) -> None:
@@ -130,7 +134,7 @@ class _Daemon:
             self._closing.close()
             raise
 
-    def _open(self, database: str, writer: Writer) -> None:
+    def _open(self, database: str, writer: LocalWriter) -> None:
         base, settings = self._base, self._settings
         path = socket_path(database)
         watches = Watches(
@@ -170,9 +174,23 @@ class _Daemon:
         self._closing.callback(self._exporters.close)
         self._exporters.apply(settings.prometheus, settings.otlp)
         base.loop.each_round(self._sign_of_life)
+        self._ship(database, writer)
         _log.info(
             "sampling every %g s into %s, listening at %s", settings.interval_s, database, path
         )
+
+    def _ship(self, database: str, writer: LocalWriter) -> None:
+        """Copy what is stored to a fleet's database, if the settings name one."""
+        from memplan import config
+
+        if not (url := config.setting("fleet").value):
+            return
+        from memplan.store.ship import Shipper, ShipThread
+
+        thread = ShipThread(Shipper(database, url))
+        thread.start()
+        self._closing.callback(thread.close)
+        self._base.loop.each_round(lambda: thread.acknowledge(writer.shipped))
 
     def run(self) -> None:
         """Go round until it is told to end."""

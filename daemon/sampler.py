@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock
 from memplan_daemon.collectors.base import Collector, Event, Gap, Pace, Reading, Watch
+from memplan_daemon.eventlog import EventLog
 from memplan_daemon.proc import ProcFolder
 from memplan_daemon.snapshot import Board, RunInfo
 from memplan_daemon.tree import Group, ProcessTable, Tree
@@ -29,9 +30,6 @@ BATCH_SAMPLES = 20_000
 """Samples written in one transaction at most, so that a long backlog goes in parts."""
 
 SHORTEST_INTERVAL_S = 0.01
-
-MOST_EVENTS = 200
-"""Newest events that are kept for `status`; all are in the store and in the log."""
 
 _MOST_SERIES = 20_000
 """Series objects kept per run; processes that come and go would make ever more."""
@@ -56,11 +54,9 @@ class Counts:
     late_ticks: int = 0
     """Ticks that were due while the one before was still running: skipped, never made up for."""
     samples_written: int = 0
-    """Samples that the store has committed."""
+    """Samples that the store has taken."""
     samples_dropped: int = 0
     """Samples given up because the store refused them for too long."""
-    events: int = 0
-    """Events seen."""
     lateness_ns: int = 0
     """By how much the newest tick was late."""
 
@@ -93,6 +89,7 @@ class Sampler:
         paces: Paces | None = None,
         table: ProcessTable | None = None,
         budget: CpuBudget | None = None,
+        staged: bool = False,
     ) -> None:
         """Set up; nothing is read before the first tick.
 
@@ -107,6 +104,8 @@ class Sampler:
             paces: how often the slower readings are taken.
             table: lists the processes; one that lists as often as is cheap, if not given.
             budget: what the sampler may cost; None = no limit.
+            staged: let the store hold samples back for some seconds and write them at once: it
+                costs a tenth, and a kill loses them.
 
         Raises UsageError for an interval below 10 ms or that is not finite.
         """
@@ -120,8 +119,8 @@ class Sampler:
         """True when nobody answered at the last try, False when the store itself refused."""
         self.board = Board()
         """The newest readings."""
-        self.events: deque[tuple[int, str | None, Event]] = deque(maxlen=MOST_EVENTS)
-        """(wall clock, run, event), oldest first."""
+        self.events = EventLog()
+        """What happened."""
         self.budget = budget
         """What the sampler may cost."""
         self.before_tick: list[Callable[[ProcessTable, bool], None]] = []
@@ -129,6 +128,7 @@ class Sampler:
         what is watched."""
         self.quiet: set[str] = set()
         """Runs that ask not to be disturbed at the moment."""
+        self._staged = staged
         self._clock = clock
         self._collectors = collectors
         self._host_interval_ns = None if host_interval_s is None else round(host_interval_s * NS)
@@ -206,8 +206,7 @@ class Sampler:
 
     def note(self, event: Event, run_id: str | None = None) -> None:
         """Take an event from elsewhere: stored in the next tick's batch, logged, kept."""
-        t_ns = self._clock.wall_ns() if event.t_ns is None else event.t_ns
-        self._extra.append(self._event(event, run_id, t_ns))
+        self.events.keep(event, run_id, self._clock.wall_ns())
 
     def due_in_s(self) -> float:
         """Return the seconds until the next tick; 0 when it is due."""
@@ -235,6 +234,7 @@ class Sampler:
         if samples:
             self._buffer.append(_Tick(self._clock.monotonic_ns(), samples))
         try:
+            self.events.save(self.writer)
             self._flush()
         except (StoreError, DaemonError) as error:
             if str(error) != self.store_error:
@@ -243,7 +243,12 @@ class Sampler:
             self.store_gone = isinstance(error, DaemonError)
             self._trim()
             return
-        if self.store_error:
+        degraded = getattr(self.writer, "degraded", "") if self._staged else ""
+        if degraded:
+            if degraded != self.store_error:
+                _log.warning("the store writes nothing at the moment: %s", degraded)
+            self.store_error = degraded
+        elif self.store_error:
             _log.info("the store takes samples again")
             self.store_error, self.store_gone = "", False
 
@@ -322,8 +327,7 @@ class Sampler:
         for index, collector in enumerate(self._collectors):
             for item in self._readings(index, collector, watch):
                 if isinstance(item, Event):
-                    at_ns = t_ns if item.t_ns is None else item.t_ns
-                    samples.append(self._event(item, watch.run_id, at_ns))
+                    self.events.keep(item, watch.run_id, t_ns)
                     continue
                 found.append((watch.run_id, item))
                 if isinstance(item, Reading):
@@ -342,14 +346,6 @@ class Sampler:
             series = Series(run_id=run_id, entity=entity, metric=metric)
             known[entity, metric] = series
         return series
-
-    def _event(self, event: Event, run_id: str | None, t_ns: int) -> Sample:
-        """Log and keep an event, and return the one sample that it is stored as."""
-        self.counts.events += 1
-        self.events.append((t_ns, run_id, event))
-        _log.warning("%s", event.text)
-        series = self._one(run_id, event.entity, f"{event.kind}_code")
-        return Sample(series=series, t_ns=t_ns, value=event.code)
 
     def _readings(
         self, index: int, collector: Collector, watch: Watch
@@ -373,7 +369,8 @@ class Sampler:
                     break
                 batch += tick.samples
                 count += 1
-            self.writer.write_samples(batch)
+            write = self.writer.stage_samples if self._staged else self.writer.write_samples
+            write(batch)
             self.counts.samples_written += len(batch)
             for _ in range(count):
                 self._buffer.popleft()

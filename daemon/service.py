@@ -184,7 +184,7 @@ class Service:
                     "code": e.code,
                     "text": e.text,
                 }
-                for t, run, e in sampler.events
+                for t, run, e in sampler.events.recent
             ],
         }
 

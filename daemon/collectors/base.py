@@ -53,14 +53,14 @@ class Gap(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened once. Stored as one sample of the series "<kind>_code"."""
+    """Something that happened once; stored as a `memplan.types.Event`."""
 
     entity: str
     """What it happened to."""
     kind: str
-    """"xid", "ecc_double", "oom_kill", "lost", "back" ..."""
+    """"gpu.xid", "gpu.ecc_double", "gpu.state", "host.oom_kill", "cgroup.oom_kill" ..."""
     code: int
-    """The XID, the victim's process id ...; 0 where there is none."""
+    """The XID, the victim's process id ...; 0 where there is none. Stored as data["code"]."""
     text: str
     """One line for the log."""
     t_ns: int | None = None

@@ -86,7 +86,7 @@ class CgroupCollector:
         self._kills = {**live, run_id: (now, watch.tick)}
         if now > before:
             text = f"{now - before} killed for want of memory in the control group {path.parent}"
-            yield Event("cgroup", "oom_kill", 0, text)
+            yield Event("cgroup", "cgroup.oom_kill", 0, text)
 
     def _find(self, files: _Files, path: str) -> tuple[_Files, Path, Path]:
         """Return the group's folder and the controller's mount.

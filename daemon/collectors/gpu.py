@@ -25,7 +25,7 @@ WAIT_S = 0.05
 """Longest wait for an answer inside a tick; one that comes later counts for the next tick."""
 
 STATES = ("ok", "not-supported", "no-permission", "lost", "late", "failed")
-"""Stored in "gpu:<uuid>" "state_code" as the place in this list, whenever it changes."""
+"""The code of a "gpu.state" event is the place in this list."""
 
 
 def nvidia_problem() -> str:
@@ -187,7 +187,7 @@ class GpuCollector:
             self._set(uuid, "lost")
         for uuid, kind, code, t_ns in answer["events"]:
             text = f"GPU {uuid}: {kind} {code}"
-            self._events.append(Event(f"gpu:{uuid}", kind, code, text, t_ns))
+            self._events.append(Event(f"gpu:{uuid}", f"gpu.{kind}", code, text, t_ns))
 
     def _take_gpu(self, entry: Mapping[str, Any]) -> None:
         uuid = entry["uuid"]
@@ -204,7 +204,7 @@ class GpuCollector:
         if gpu.state == state:
             return
         text = f"GPU {uuid} is {state}" if state != "ok" else f"GPU {uuid} answers again"
-        self._events.append(Event(f"gpu:{uuid}", "state", STATES.index(state), text))
+        self._events.append(Event(f"gpu:{uuid}", "gpu.state", STATES.index(state), text))
         gpu.state = state
 
     def _gaps(self) -> Iterator[Gap]:

@@ -103,10 +103,12 @@ class OomKills:
         before, self._count = self._count, count
         victims = list(self._victims()) if before is not None and count > before else []
         for pid, name in victims:
-            yield Event("host", "oom_kill", pid, f"the kernel killed process {pid} ({name})")
+            yield Event("host", "host.oom_kill", pid, f"the kernel killed process {pid} ({name})")
         if before is not None and count - before > len(victims):
             unnamed = count - before - len(victims)
-            yield Event("host", "oom_kill", 0, f"the kernel killed {unnamed} for want of memory")
+            yield Event(
+                "host", "host.oom_kill", 0, f"the kernel killed {unnamed} for want of memory"
+            )
 
     def _open(self) -> None:
         try:

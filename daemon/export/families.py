@@ -98,7 +98,7 @@ def families(sampler: Sampler, gpus: Sequence[GpuCollector]) -> list[Family]:
     snapshot = sampler.board.snapshot()
     found: dict[str, Family] = {}
     for key, value in snapshot.values.items():
-        if (where := place(key)) is None or key[2].startswith("final_") or key[2].endswith("_code"):
+        if (where := place(key)) is None or key[2].startswith("final_"):
             continue
         scope, labels, values = where
         stem, factor, counter = _metric(key[2])
@@ -136,7 +136,7 @@ def _own(sampler: Sampler, snapshot: Snapshot) -> Iterable[Family]:
     counts, budget = sampler.counts, sampler.budget
     numbers = {
         "ticks": (counts.ticks, True, "Ticks taken."),
-        "events": (counts.events, True, "Events seen."),
+        "events": (sampler.events.count, True, "Events seen."),
         "samples_written": (counts.samples_written, True, "Samples that the store has taken."),
         "lateness_seconds": (counts.lateness_ns / 1e9, False, "Lateness of the newest tick."),
         "last_tick_timestamp_seconds": (snapshot.t_ns / 1e9, False, "When it ticked last."),

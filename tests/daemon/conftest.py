@@ -70,6 +70,15 @@ class MemoryWriter:
     def save_devices(self, devices: Sequence[Any]) -> None:
         self._keep(list(devices))
 
+    def save_events(self, events: Sequence[Any]) -> None:
+        self._keep(list(events))
+
+    def stage_samples(self, samples: Sequence[Sample]) -> None:
+        self.write_samples(samples)
+
+    def flush(self) -> None:
+        pass
+
     def write_samples(self, samples: Sequence[Sample]) -> None:
         if self.error is not None:
             raise self.error
@@ -142,8 +151,9 @@ def daemons(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(*options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "memplan", "daemon", "run", *options]
+        environment = {"MEMPLAN_FLUSH": "0", **os.environ}  # samples are there as soon as taken
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=dict(os.environ), cwd=home
+            command, stderr=subprocess.PIPE, text=True, env=environment, cwd=home
         )
         started.append(process)
         return process

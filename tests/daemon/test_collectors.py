@@ -213,7 +213,7 @@ def test_stalls_and_kills_for_want_of_memory_are_read(proc, tmp_path):
     with log.open("a") as file:
         file.write("6,2,2,-;Memory cgroup out of memory: Killed process 4711 (python3) total\n")
     events = others(collector, HOST, Event)
-    assert [(e.kind, e.code) for e in events] == [("oom_kill", 4711), ("oom_kill", 0)]
+    assert [(e.kind, e.code) for e in events] == [("host.oom_kill", 4711), ("host.oom_kill", 0)]
     assert "python3" in events[0].text
     assert others(collector, HOST, Event) == []
 
@@ -276,7 +276,7 @@ def test_cgroup_changes_are_seen_and_a_kill_inside_is_an_event(proc, tmp_path):
     events.write_text("oom_kill 0\n")
     assert others(collector, watch(proc, 10), Event) == []
     events.write_text("oom_kill 2\n")
-    assert [e.kind for e in others(collector, watch(proc, 10), Event)] == ["oom_kill"]
+    assert [e.kind for e in others(collector, watch(proc, 10), Event)] == ["cgroup.oom_kill"]
     assert others(collector, watch(proc, 10), Event) == []
     limit.unlink()
     events.unlink()

@@ -170,7 +170,7 @@ def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
     assert gpus.events() == []
     nvml.faults = []
     nvml.write()
-    assert gpus.events() == [("gpu:GPU-a", "state", 0)]
+    assert gpus.events() == [("gpu:GPU-a", "gpu.state", 0)]
     assert gpus.collector.probe.restarts == 0
 
 
@@ -225,13 +225,13 @@ def test_an_xid_is_told_once_with_its_time(gpus, nvml, code):
     before = time.time_ns()
     nvml.xid("GPU-a", code)
     found = [item for item in gpus.everything() if isinstance(item, Event)]
-    assert [(e.entity, e.kind, e.code) for e in found] == [("gpu:GPU-a", "xid", code)]
+    assert [(e.entity, e.kind, e.code) for e in found] == [("gpu:GPU-a", "gpu.xid", code)]
     assert before <= found[0].t_ns <= time.time_ns()
     nvml.generation = 1
     nvml.write()
     assert gpus.events() == gpus.events() == []
     nvml.ecc("GPU-b")
-    assert gpus.events() == [("gpu:GPU-b", "ecc_double", 0)]
+    assert gpus.events() == [("gpu:GPU-b", "gpu.ecc_double", 0)]
 
 
 def test_an_event_set_that_is_lost_is_made_anew(gpus, nvml):
@@ -244,7 +244,7 @@ def test_an_event_set_that_is_lost_is_made_anew(gpus, nvml):
     nvml.write()
     gpus.host()
     nvml.xid("GPU-a", 31)
-    assert gpus.events() == [("gpu:GPU-a", "xid", 31)]
+    assert gpus.events() == [("gpu:GPU-a", "gpu.xid", 31)]
 
 
 @pytest.mark.parametrize(("code", "word"), [(12, "Not Found"), (18, "mismatch"), (999, "Unknown")])
