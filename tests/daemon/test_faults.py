@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import resource
@@ -38,7 +39,7 @@ def tracked(proc, *pids):
 
 
 def test_two_processes_of_one_number_in_one_tick_are_two_identities():
-    """The number is forced to be used again at once; nothing of the second is given to the first."""
+    """The number is forced to be used again at once; nothing of the second is the first's."""
     last = Path("/proc/sys/kernel/ns_last_pid")
     if not os.access(last, os.W_OK):
         pytest.skip("ns_last_pid cannot be written here")
@@ -67,7 +68,7 @@ def test_two_processes_of_one_number_in_one_tick_are_two_identities():
     pytest.skip("other processes took the number each time")
 
 
-def test_processes_that_come_and_go_cause_no_error_and_no_leak(writer):
+def test_processes_that_come_and_go_cause_no_error_and_no_leak(writer, until):
     """Some hundred of them within seconds, watched as one tree."""
     clock = SystemClock()
     sampler = Sampler(
@@ -78,8 +79,7 @@ def test_processes_that_come_and_go_cause_no_error_and_no_leak(writer):
     sampler.watch(parent.pid, "r-1")
     while parent.poll() is None:
         sampler.tick()
-    sampler.tick()
-    assert sampler.watched == {}
+    until(lambda: sampler.tick() or sampler.watched == {})  # a listing may be some ticks away
     assert not sampler._failing
     entities = {s.series.entity for s in writer.samples}
     assert f"process:{parent.pid}" in entities
@@ -87,29 +87,29 @@ def test_processes_that_come_and_go_cause_no_error_and_no_leak(writer):
 
 
 def test_status_is_read_of_processes_whose_memory_map_is_not_ours(tmp_path):
-    """As user nobody: RSS by kind and the mark, no PSS, and a reading for each that may be seen."""
+    """As user nobody: RSS by kind and the mark are there, PSS is a gap with its reason."""
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody else")
     code = (
         "import os, json, sys\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "from memplan_daemon.collectors.base import Watch\n"
         "from memplan_daemon.collectors.process import ProcessCollector\n"
         "from memplan_daemon.proc import ProcFolder\n"
         "from memplan_daemon.clock import SystemClock\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "pid = int(sys.argv[1]); held = ProcFolder().open(pid)\n"
         "watch = Watch(run_id='r', pid=pid, members={pid: held})\n"
-        "print(json.dumps(sorted({r.metric for r in ProcessCollector(SystemClock()).collect(watch)})))"
+        "found = list(ProcessCollector(SystemClock()).collect(watch))\n"
+        "print(json.dumps({i.metric: getattr(i, 'state', '') for i in found}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(os.getpid())], capture_output=True, text=True, check=False
     )
-    if done.returncode and "Permission" in done.stderr:
-        pytest.skip("user nobody cannot read this checkout")
     assert done.returncode == 0, done.stderr
-    assert "rss_anon_bytes" in done.stdout
-    assert "hwm_bytes" in done.stdout
-    assert "pss_bytes" not in done.stdout
+    found = json.loads(done.stdout)
+    assert found["rss_anon_bytes"] == found["hwm_bytes"] == ""
+    assert found["pss_bytes"] == "no-permission"
+    assert "uss_bytes" not in found
 
 
 def test_without_descriptors_it_samples_on(proc, writer):
@@ -164,7 +164,7 @@ def test_a_clock_that_jumps_makes_neither_gaps_nor_negative_rates(writer, proc):
 
 @pytest.mark.faults
 def test_an_hour_of_ticks_leaves_descriptors_and_memory_flat(writer, tmp_path):
-    """3,600 of them: real processes that are replaced all the time, a real /proc, every collector."""
+    """3,600 of them: a real /proc, and processes that are replaced all the time."""
     clock = ManualClock()
     proc = ProcFolder()
     collectors = [HostCollector(proc), ProcessCollector(clock), CgroupCollector(proc)]
@@ -252,7 +252,7 @@ def test_ten_thousand_processes_and_sixty_four_gpus_fit_into_bounds(proc, writer
 def flooded(daemons, home, until):
     database = str(home / "memplan.db")
     process = daemons("--interval", "0.1")
-    until(lambda: daemon_status(database).pid == process.pid)
+    until(lambda: daemon_status(database).running)
     return process, database
 
 

@@ -35,7 +35,7 @@ def database(home):
 def running(daemons, database, until):
     def start(*options):
         process = daemons("--interval", "0.05", *options)
-        until(lambda: daemon_status(database).pid == process.pid)
+        until(lambda: daemon_status(database).running)
         until(lambda: (daemon_status(database).samples_written or 0) > 0)
         return process
 
@@ -57,7 +57,7 @@ def test_a_reload_takes_new_settings_and_a_bad_one_changes_nothing(daemons, data
     """By command and by SIGHUP; the daemon stays up, and says what is wrong."""
     settings(home, "interval = 0.1\n")
     process = daemons()
-    until(lambda: daemon_status(database).pid == process.pid)
+    until(lambda: daemon_status(database).running)
     settings(home, 'interval = 0.2\nwatch = "name:nobody"\n')
     reload_daemon(database)
     assert daemon_status(database).interval_s == 0.2
