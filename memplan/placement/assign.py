@@ -142,7 +142,7 @@ def _filled(work: _Work, main: Device, fixed: Sequence[Line]) -> Fill:
     if False not in wishes.values():
         if sum(unit.weight_bytes for unit in work.units) <= room:
             return everything
-        if work.lookups and (fill := by_lookup(work.units, tight, wishes)):
+        if work.lookups and (fill := by_lookup(work.units, room, wishes)):
             return fill
     for size in (tight, room):
         if (fill := filled(work.engine, work.units, size, wishes)) and _in_use(fill, work):

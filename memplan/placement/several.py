@@ -100,7 +100,7 @@ def spread(
         if whole := _whole(blocks, budgets, pins, frozenset()):
             return whole
         tables = _tables(blocks, pins) if away and lookups else frozenset()
-        if tables and (whole := _whole(blocks, tight, pins, tables)):
+        if tables and (whole := _whole(blocks, budgets, pins, tables)):
             return whole
     if not away:
         return None
