@@ -10,8 +10,8 @@ knows nothing of memplan's planner: it walks the modules of the built model, fol
 hooks (what is offloaded runs on the first GPU in use and is copied there module by module), and
 charges weights, buffers, cache, activations and the reload of each map.
 
-Ends with 1 when one of our maps is invalid or over its budget, keeps fewer bytes than a valid map of
-theirs, or is further than 0.2 % of the model from the proven optimum.
+Ends with 1 when one of our maps is invalid or over its budget, keeps fewer bytes than a valid map
+of theirs, or is further than 0.2 % of the model from the proven optimum.
 """
 
 from __future__ import annotations

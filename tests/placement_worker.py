@@ -8,6 +8,8 @@ limit holds, a model of the same class with almost no weights has run, so that l
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import sys
 import threading
@@ -26,6 +28,8 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     run(torch, load(transformers, torch, {**job, "folder": job["small"], "map": {"": "cpu"}}), job)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or the freed warm-up would be used again, uncounted
     held = limit(f"memplan-{Path(sys.argv[1]).stem}", job["limit"]) if job["limit"] else None
     if held:
         held.join()
@@ -52,12 +56,9 @@ def run(torch, model, job):
     """Return the logits of one prompt."""
     tokens = torch.arange(3, 3 + job["context"]).reshape(1, -1)
     more = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+    more = more or {"logits_to_keep": 1}
     with torch.no_grad():
-        return (
-            model(input_ids=tokens, logits_to_keep=1, **more).logits[:, -1:]
-            if not more
-            else (model(input_ids=tokens, **more).logits[:, -1:])
-        )
+        return model(input_ids=tokens, **more).logits[:, -1:]
 
 
 class Watch:

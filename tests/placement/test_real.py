@@ -176,7 +176,7 @@ def test_a_plan_runs_within_its_band_and_answers_as_without_offload(tmp_path, ki
     assert code == 0, peak
     assert torch.equal(logits, expected)
     on_host, on_disk = plan.devices
-    assert on_host.low_bytes <= peak <= on_host.high_bytes
+    assert on_host.low_bytes - MIB <= peak <= on_host.high_bytes  # the interpreter was there before
     written = sum(f.stat().st_size for f in tmp_path.glob("offload-half/*.safetensors"))
     assert on_disk.parts.get("weights", 0) == pytest.approx(written, rel=0.01, abs=4096)
 
