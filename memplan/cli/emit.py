@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from memplan.cli.options import read_plan
 from memplan.errors import UsageError
 
+if TYPE_CHECKING:
+    from memplan.types import Plan
+
 __all__ = ["emit"]
 
 
 @click.command("emit")
 @click.argument("plan")
-@click.option("--to", "target", type=click.Choice(["accelerate"]), required=True, help="Engine.")
+@click.option(
+    "--to", "target", type=click.Choice(["accelerate", "llama.cpp"]), required=True, help="Engine."
+)
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -27,27 +33,17 @@ def emit(*, plan: str, target: str, output: Path, force: bool) -> None:
 
     \b
     accelerate   accelerate.json (device_map, max_memory, offload_folder) and load.py
+    llama.cpp    llama.args (its arguments) and llama.sh (runs one of its programs with them)
 
     \b
     memplan plan ./llama --device 8GiB --save
     memplan emit last --to accelerate --output deploy
     python deploy/load.py
     """
-    del target
-    from memplan.emit.accelerate import files
-    from memplan.models.load import load_model
-
     found = read_plan(plan)
     if found.model.path is None:
         raise UsageError("this plan does not say where its model is")
-    work = found.workload
-    if work.quant != "none" or work.runtime != "transformers":
-        raise UsageError(
-            f"accelerate's files carry no --quant {work.quant} for {work.runtime}",
-            hint="plan again for --runtime transformers and without --quant",
-        )
-    spec = load_model(found.model.path, dtype=work.dtype, options={}, exact_modules=True)
-    written = files(found, spec)
+    written = _llamacpp(found) if target == "llama.cpp" else _accelerate(found)
     output.mkdir(parents=True, exist_ok=True)
     for name in written:
         if (output / name).exists() and not force:
@@ -55,3 +51,24 @@ def emit(*, plan: str, target: str, output: Path, force: bool) -> None:
     for name, text in written.items():
         (output / name).write_text(text, encoding="utf-8")
         click.echo(output / name)
+
+
+def _llamacpp(found: Plan) -> dict[str, str]:
+    from memplan.emit.llamacpp import check, files
+    from memplan.models.load import load_model
+
+    return files(found, load_model(check(found), dtype=None, options={}))
+
+
+def _accelerate(found: Plan) -> dict[str, str]:
+    from memplan.emit.accelerate import files
+    from memplan.models.load import load_model
+
+    work = found.workload
+    if work.quant != "none" or work.runtime != "transformers":
+        raise UsageError(
+            f"accelerate's files carry no --quant {work.quant} for {work.runtime}",
+            hint="plan again for --runtime transformers and without --quant",
+        )
+    spec = load_model(str(found.model.path), dtype=work.dtype, options={}, exact_modules=True)
+    return files(found, spec)

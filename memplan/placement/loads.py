@@ -34,6 +34,10 @@ class Assignment:
     """What the first computing device lacks to hold all of its share; 0 = nothing."""
     policy: str = ""
     """The rule in words."""
+    modules: FrozenMap[str] | None = None
+    """Module path -> device name, where pieces of a unit lie apart; None = by `where`."""
+    reads: Mapping[str, int] = field(default_factory=dict)
+    """Device name -> bytes that one token reads there, where every device computes what it has."""
 
 
 def budget(device: Device, lines: Sequence[Line], *, high: bool) -> int:

@@ -15,6 +15,8 @@ from memplan.placement.advice import find_changes, sensitivity
 from memplan.placement.assign import assign
 from memplan.placement.cost import Speeds, decode_speed, prefill_speed, speeds
 from memplan.placement.engines import PROFILES, EngineProfile, profile_of
+from memplan.placement.llamacpp import assign_llamacpp
+from memplan.placement.llamacpp_speed import shared_placement
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
 from memplan.placement.ranks import assign_ranks
@@ -114,6 +116,8 @@ def _plan(
     if workload.task == "train" and len(gpus) > 1:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
+    elif gpus and workload.runtime == "llama.cpp":
+        assignment = assign_llamacpp(spec, workload, footprint, units, devices, beside=beside)
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines, assignment.reused)
@@ -146,6 +150,8 @@ def _placement(
 ) -> Placement:
     where = assignment.where
     engine = profile_of(workload)
+    if assignment.modules is not None:
+        return shared_placement(spec, workload, assignment, devices, engine)
     costs = _Costs(spec, workload, units, assignment, devices)
     computing = costs.computing
     away = [u for u in units if where.get(u.position, "") not in computing] if where else []
