@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,7 +36,7 @@ def load(**options):
     """Return the model, dispatched by the plan's device_map; options go to from_pretrained."""
     plan = json.loads((HERE / "accelerate.json").read_text(encoding="utf-8"))
     cls = getattr(transformers, plan["architecture"])
-    return cls.from_pretrained(
+    model = cls.from_pretrained(
         plan["model"],
         revision=plan["revision"],
         dtype=getattr(torch, plan["dtype"]),
@@ -43,7 +44,16 @@ def load(**options):
         device_map=plan["device_map"],
         offload_folder=str(HERE / plan["offload_folder"]),
         **options,
-    ).eval()
+    )
+    for name in plan["host_lookup"]:
+        look_up_on_host(model.get_submodule(name))
+    return model.eval()
+
+
+def look_up_on_host(embedding):
+    """Let the host look tokens up, and send their rows back instead of copying the whole table."""
+    remove_hook_from_module(embedding)
+    add_hook_to_module(embedding, AlignDevicesHook("cpu", io_same_device=True))
 
 
 if __name__ == "__main__":
@@ -86,6 +96,7 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
         "device_map": complete_map(plan, spec),
         "max_memory": _max_memory(plan),
         "offload_folder": "offload",
+        "host_lookup": list(plan.placement.host_lookup),
     }
     loader = _LOADER.format(name=plan.model.name, plan_id=said["plan"], version=said["version"])
     return {"accelerate.json": json_text(settings), "load.py": loader}

@@ -145,7 +145,7 @@ def decode_seconds(
         elif unit.position not in hosted:
             size = engine.decode_bytes(unit)
             if engine.computes == "host":
-                own += size / _rate(rates.own, name, pick)
+                own += size / _rate(rates.own if name in rates.own else rates.link, name, pick)
             elif size:
                 copies += size / _rate(rates.link, name, pick) + float(getattr(_CALL, pick))
                 own += unit.active_bytes / _rate(rates.own, main, pick)

@@ -86,9 +86,8 @@ def make_plan(
     fast = partial(replan, by=quick) if quick else replan
     if not changes:
         return plan
-    more = sensitivity(plan, devices, fast)
     if plan.verdict.fits:
-        return replace(plan, verdict=replace(plan.verdict, sensitivity=more))
+        return plan
     found = find_changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
     return replace(plan, verdict=replace(plan.verdict, changes=tuple(found)))
 
@@ -125,14 +124,19 @@ def _plan(
     if len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
         footprint = Footprint(lines=assignment.lines[fullest.name])
+    placement = _placement(spec, workload, units, assignment, devices)
+    judged = verdict(books, assignment, profile_of(workload))
+    if judged.fits and not workload.pin:
+        more = sensitivity(placement, assignment.short_bytes, gpus)
+        judged = replace(judged, sensitivity=more)
     return Plan(
         id=None,
         model=spec.summary(),
         workload=workload,
         footprint=footprint,
         devices=books,
-        placement=_placement(spec, workload, units, assignment, devices),
-        verdict=verdict(books, assignment, profile_of(workload)),
+        placement=placement,
+        verdict=judged,
         memplan_version=memplan.__version__,
     )
 
