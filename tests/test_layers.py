@@ -61,6 +61,7 @@ FOREIGN = {
     "memplan_tui": {"textual", "rich"},
     "memplan.cli": {"click"},
     "memplan.config": {"platformdirs"},
+    "memplan.placement": {"scipy", "numpy"},
     "memplan.devices": {"psutil", "pynvml", "torch", "transformers"},
     "memplan.hub": {"huggingface_hub"},
     "memplan.models": {"torch", "transformers", "accelerate", "safetensors", "regex"},
@@ -75,6 +76,8 @@ INSIDE_FUNCTIONS = {
     "safetensors",
     "huggingface_hub",
     "peft",
+    "scipy",
+    "numpy",
 }
 OURS = set(FOLDERS)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from memplan.errors import UsageError
 
 if TYPE_CHECKING:
     from memplan.trace.job import Job
-    from memplan.types import ModelSpec, Plan
+    from memplan.types import Device, ModelSpec, Plan
 
 __all__ = ["build_job", "build_plan"]
 
@@ -44,6 +46,8 @@ _WORK = (
     "lora_dropout",
     "lora_dtype",
     "estimator",
+    "offload",
+    "pin",
     "host_memory",
     "disk",
     "reserve",
@@ -58,6 +62,7 @@ def build_plan(
     *,
     exact_modules: bool = False,
     load: Callable[..., ModelSpec] | None = None,
+    beside: Sequence[str] = (),
     changes: bool = True,
 ) -> Plan:
     """Return the plan that a command line asks for.
@@ -65,11 +70,11 @@ def build_plan(
     Args:
         options: the values of `plan_options` by name.
         exact_modules: build the model where a file's names might not be those of its modules.
+        beside: who else is asked: "accelerate", "optimum".
         load: `memplan.models.load.load_model`, or what remembers its answers.
         changes: look for single changes that make it fit.
     """
     import time
-    from dataclasses import replace
 
     from memplan.devices.baseline import known_baseline
     from memplan.devices.overhead import fixed_costs
@@ -79,13 +84,13 @@ def build_plan(
     from memplan.placement.plan import make_plan
     from memplan.trace.estimate import TraceEstimator
 
-    work = {name: options[name] for name in _WORK}
+    work = {name: options[name] or None if name == "pin" else options[name] for name in _WORK}
     _check_parallel(options)
     spec = (load or load_model)(
         options["model"],
         dtype=weight_dtype(work),
         options=work,
-        exact_modules=exact_modules,
+        exact_modules=exact_modules or "accelerate" in beside,
         trust_remote_code=options["trust_remote_code"],
     )
     hardware = parse_hardware(
@@ -111,7 +116,7 @@ def build_plan(
         assumed=(*workload.assumed, *_assumed_hardware(options)),
     )
     first = hardware.devices[0]
-    return make_plan(
+    plan = make_plan(
         spec,
         workload,
         hardware.devices,
@@ -128,8 +133,55 @@ def build_plan(
             compute=first.compute if first.vendor == "NVIDIA" else None,
             folder=_folder(options),
         ),
+        quants=_quants(options, work),
         changes=changes,
     )
+    return _with_others(plan, spec, hardware.devices, beside)
+
+
+def _with_others(
+    plan: Plan, spec: ModelSpec, devices: Sequence[Device], names: Sequence[str]
+) -> Plan:
+    """Return a plan with what others would do beside it."""
+    from memplan.models.rivals import accelerate_map
+    from memplan.placement.beside import map_beside, optimum_beside, room_for_weights
+
+    if names and (plan.workload.runtime != "transformers" or plan.workload.task == "train"):
+        raise UsageError(
+            "--beside compares how transformers loads a model to generate",
+            hint="leave it out, or use --runtime transformers",
+        )
+    rows = []
+    if "accelerate" in names and any(device.kind == "gpu" for device in devices):
+        mapping = accelerate_map(spec, room_for_weights(plan))
+        rows.append(map_beside("accelerate", spec, plan, mapping, devices))
+    if "optimum" in names:
+        rows += [row for row in (optimum_beside(spec, plan, devices),) if row is not None]
+    return replace(plan, placement=replace(plan.placement, beside=tuple(rows)))
+
+
+_MILDER = ("int8", "nf4")
+"""What is tried where an unquantized model does not fit, the mildest first."""
+
+
+def _quants(options: Mapping[str, Any], work: dict[str, Any]) -> dict[str, Callable[[], ModelSpec]]:
+    """Return what makes the model anew in other quantizations that its runtime has."""
+    from memplan.footprint.defaults import weight_dtype
+    from memplan.models.load import load_model
+
+    plain = options["quant"] in (None, "none") and options["task"] != "train"
+    names = _MILDER if plain and options["runtime"] in (None, "transformers", "vllm") else ()
+    names = ("q8_0", "q4_k_m") if plain and options["runtime"] == "llama.cpp" else names
+
+    def make(name: str) -> ModelSpec:
+        return load_model(
+            options["model"],
+            dtype=weight_dtype(work),
+            options={**work, "quant": name},
+            trust_remote_code=options["trust_remote_code"],
+        )
+
+    return {name: partial(make, name) for name in names}
 
 
 def build_job(options: dict[str, Any]) -> Job:
@@ -139,7 +191,7 @@ def build_job(options: dict[str, Any]) -> Job:
     from memplan.models.load import load_model
     from memplan.trace.estimate import job_of
 
-    work = {name: options[name] for name in _WORK}
+    work = {name: options[name] for name in _WORK if name != "pin"}
     spec = load_model(
         options["model"],
         dtype=weight_dtype(work),
