@@ -104,14 +104,18 @@ def _same_disk(name: str, folder: str, other: str) -> bool:
 
 
 def measure_speeds(
-    folder: Path, *, clock: Callable[[], float] = time.perf_counter, disk_bytes: int = _DISK_BYTES
+    folder: Path,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    disk_bytes: int | None = None,
 ) -> tuple[Speed, ...]:
     """Measure host memory, the disk of a folder and each GPU; keep and return what was found.
 
     Args:
         folder: where the disk is written and read; it must take `disk_bytes` for a moment.
         clock: seconds, rising.
-        disk_bytes: size of the file that is read; an eighth of the free space at most.
+        disk_bytes: size of the file that is read, at most an eighth of the free space; None = 1
+            GiB.
 
     Raises DeviceError when the folder cannot be written.
     """
@@ -119,7 +123,7 @@ def measure_speeds(
     how = f"{_RAM_BYTES // 2 // MIB} MiB copied by {threads} threads, reads and writes counted"
     found = (
         _speed("ram", "", rates, how),
-        _disk(folder, clock, disk_bytes),
+        _disk(folder, clock, _DISK_BYTES if disk_bytes is None else disk_bytes),
         *_gpus(),
     )
     kept = {speed.name: speed for speed in (*known_speeds(), *found)}

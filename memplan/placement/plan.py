@@ -10,6 +10,7 @@ import memplan
 from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
+from memplan.parallel.infer import rank_spec
 from memplan.parallel.moments import closed_moments
 from memplan.placement.advice import find_changes, sensitivity
 from memplan.placement.assign import assign
@@ -17,7 +18,7 @@ from memplan.placement.cost import Speeds, decode_speed, prefill_speed, speeds
 from memplan.placement.engines import PROFILES, EngineProfile, profile_of
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
-from memplan.placement.ranks import assign_ranks
+from memplan.placement.ranks import assign_copies, assign_ranks, fullest_rank
 from memplan.placement.units import Unit, cut
 from memplan.placement.verdict import verdict
 from memplan.placement.words import warnings
@@ -103,16 +104,20 @@ def _plan(
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
     beside = draft_lines(spec, workload, draft)
+    divided = workload.task == "infer" and workload.tp > 1
+    own = rank_spec(spec, workload) if divided else spec
     footprint = by(
-        spec,
+        own,
         workload,
         kind="gpu" if gpus else "cpu",
         baseline=baseline,
         costs=costs,
         beside=beside,
     )
-    units = cut(spec)
-    if workload.task == "train" and len(gpus) > 1:
+    units = cut(own)
+    if divided:
+        assignment = assign_copies(own, workload, footprint, units, devices, beside=beside)
+    elif workload.task == "train" and len(gpus) > 1:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
     else:
@@ -127,7 +132,9 @@ def _plan(
         workload=workload,
         footprint=footprint,
         devices=books,
-        placement=_placement(spec, workload, units, assignment, devices),
+        placement=_placement(
+            own, workload, units, assignment, fullest_rank(devices) if divided else devices
+        ),
         verdict=verdict(books, assignment, profile_of(workload)),
         memplan_version=memplan.__version__,
     )
@@ -151,7 +158,7 @@ def _placement(
     if any(unit.active_share < 1 for unit in streamed):
         others["cpu-compute"] = costs.decode(PROFILES["cpu-compute"]).value
     return Placement(
-        device_map=device_map(units, where) if where else FrozenMap(),
+        device_map=device_map(units, where) if where and workload.tp == 1 else FrozenMap(),
         offloaded_bytes=sum(assignment.offloaded.values()),
         streamed_bytes_per_token=sum(engine.decode_bytes(unit) for unit in streamed),
         decode_tokens_per_s=own,
@@ -180,7 +187,9 @@ class _Costs:
         gpus = {device.name for device in devices if device.kind == "gpu"}
         self.computing = gpus or {devices[0].name}
         self._units, self._assignment, self._workload = units, assignment, workload
-        self._parameters = spec.active_parameters or spec.parameters
+        # One rank's: its weights are counted, the active ones are those of the whole model.
+        active = spec.active_parameters
+        self._parameters = active // workload.tp if active else spec.parameters
         lines = (line for name in self.computing for line in assignment.lines.get(name, ()))
         self._cache = sum(x.bytes for x in lines if x.part in ("kv_cache", "state_cache"))
 

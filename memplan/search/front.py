@@ -35,8 +35,8 @@ _AGAIN = (0.5, 1.0)
 
 def _kinds(one: Alternative) -> tuple[object, object]:
     work = one.plan.workload
-    coarse = (work.gpus, one.offloaded_bytes > 0)
-    return coarse, (*coarse, one.engine, work.method)
+    coarse = (work.gpus, one.offloaded_bytes > 0, work.method)
+    return coarse, (*coarse, one.engine, work.checkpointing)
 
 
 def _ties(one: Alternative) -> tuple[float, int, str]:
