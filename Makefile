@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep check format bench docs clean
+.PHONY: help demo test sweep faults check format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,10 +20,13 @@ demo: $(STAMP) ## Plan a small real model, run it, sample it, print plan beside 
 	$(BIN)/memplan demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m "not sweep"
+	$(BIN)/python -m pytest -n 2 -m "not sweep and not faults"
 
 sweep: $(STAMP) ## Hold every causal language model of transformers against the planner (minutes)
 	$(BIN)/python -m pytest -n 2 -m sweep
+
+faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
+	$(BIN)/python -m pytest -m faults
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check

@@ -15,7 +15,7 @@ from memplan import __version__
 from memplan.errors import DaemonError, MemplanError
 from memplan.serialize import from_dict, to_dict
 from memplan.store.base import Writer
-from memplan.types import Device, Phase, Plan, Run, Sample, Series
+from memplan.types import Device, Event, Phase, Plan, Run, Sample, Series
 
 __all__ = ["Kind", "Service", "Session"]
 
@@ -74,6 +74,7 @@ class Service:
             "save_run": self._save_run,
             "save_phases": self._save_phases,
             "save_devices": self._save_devices,
+            "save_events": self._save_events,
             "write_samples": self._write_samples,
             "watch": self._watch,
             "unwatch": self._unwatch,
@@ -137,6 +138,10 @@ class Service:
     def _save_devices(self, arguments: Arguments, session: Session) -> None:
         del session
         self._writer.save_devices([from_dict(d, Device) for d in _list(arguments, "devices")])
+
+    def _save_events(self, arguments: Arguments, session: Session) -> None:
+        del session
+        self._writer.save_events([from_dict(e, Event) for e in _list(arguments, "events")])
 
     def _write_samples(self, arguments: Arguments, session: Session) -> None:
         del session

@@ -19,7 +19,7 @@ __all__ = ["emit", "write_files", "written_for"]
 
 _NAMES = (
     *("accelerate", "transformers", "fsdp2", "deepspeed", "torchrun", "peft"),
-    *("vllm", "sglang", "kubernetes", "ray", "skypilot"),
+    *("vllm", "sglang", "llama.cpp", "kubernetes", "ray", "skypilot"),
 )
 
 
@@ -43,6 +43,7 @@ def emit(*, plan: str, target: str, output: Path | None, force: bool) -> None:
     torchrun      launch.sh and train.py, which divides the model (DDP, FSDP2, TP)
     peft          adapter_config.json (LoraConfig), adapters.py, sft_config.json
     vllm, sglang  the server's argument line
+    llama.cpp     llama.args (its arguments) and llama.sh (runs one of its programs with them)
     kubernetes    a container's resources
     ray           a placement group's bundles
     skypilot      a task, with the files of the plan's engine
@@ -103,6 +104,8 @@ def _model(plan: Plan) -> ModelSpec:
     if plan.model.path is None:
         raise UsageError("this plan does not say where its model is")
     work = plan.workload
+    if work.runtime == "llama.cpp":
+        return load_model(plan.model.path, dtype=None, options={})
     adapters = {
         name: getattr(work, name)
         for name in ("task", "method", "lora_rank", "lora_targets", "lora_dtype")

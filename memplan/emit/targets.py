@@ -10,6 +10,7 @@ from memplan.emit import (
     cluster,
     deepspeed,
     fsdp2,
+    llamacpp,
     peft,
     sglang,
     torchrun,
@@ -84,6 +85,11 @@ TARGETS: Mapping[str, Target] = {
     ),
     "vllm": Target(about="vllm.sh", files=lambda plan, *_: vllm.files(plan)),
     "sglang": Target(about="sglang.sh", files=lambda plan, *_: sglang.files(plan)),
+    "llama.cpp": Target(
+        about="llama.args, and llama.sh, which runs one of its programs with them",
+        files=lambda plan, spec, _: llamacpp.files(plan, _built(spec)),
+        needs_model=True,
+    ),
     "kubernetes": Target(
         about="kubernetes.yaml, a container's resources",
         files=lambda plan, _, gpu: cluster.kubernetes_files(plan, gpu.vendor if gpu else None),
