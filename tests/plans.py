@@ -41,3 +41,13 @@ def arguments_of(script):
 
     _, _, command = script.partition("\nexec ")
     return [word for word in shlex.split(command.replace("\\\n", " ")) if word != "$@"]
+
+
+def needs(name):
+    """Skip a test where an engine is not installed."""
+    import importlib.util
+
+    import pytest
+
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: make engines")

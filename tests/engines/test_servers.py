@@ -68,7 +68,9 @@ def test_vllm_builds_its_config_of_the_argument_line(engine_args, llama, case):
 def test_vllm_refuses_what_is_wrong_in_such_a_line(engine_args, llama):
     """The check can fail: three heads' worth of degrees, a cache type that does not exist."""
     words = arguments_of(
-        emitted("vllm", llama, "--runtime", "vllm", "--device", "1GiB", "--context", "64")["vllm.sh"]
+        emitted("vllm", llama, "--runtime", "vllm", "--device", "1GiB", "--context", "64")[
+            "vllm.sh"
+        ]
     )
     with pytest.raises(SystemExit):
         parse(engine_args, [*words, "--swap-space", "4"])
