@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from memplan.types import (
+    Beside,
     Comparison,
     DeviceComparison,
     Ledger,
@@ -18,11 +19,12 @@ from memplan.types import (
     Peak,
     Phase,
     Plan,
+    Range,
     Run,
 )
 from memplan.units import UNITS, format_bytes, format_count
 
-__all__ = ["comparison_text", "plan_text", "run_text", "summary_text", "table"]
+__all__ = ["comparison_text", "plan_text", "proof_text", "run_text", "summary_text", "table"]
 
 _SINGLE = ("gpus", "nodes", "tp", "pp", "dp", "ep", "cp")
 """Defaults that mean "one": listed in the JSON only."""
@@ -157,24 +159,88 @@ def _ledgers(ledgers: Sequence[Ledger], unit: str) -> list[str]:
     return table(rows, "lrrrl")
 
 
+_USED = {
+    "cpu-compute": "read by the host",
+    "uva": "read over the bus",
+    "prefetch": "copied ahead",
+}
+"""Engine profile -> what happens to offloaded weights; the others stream them."""
+
+
 def _streaming(plan: Plan, unit: str) -> list[str]:
     placement = plan.placement
-    if not placement.streamed_bytes_per_token:
+    lines = []
+    if placement.streamed_bytes_per_token:
+        amount = format_bytes(placement.streamed_bytes_per_token, unit)
+        lines.append(f"  {_USED.get(placement.engine, 'streamed')} for every token: {amount}")
+    speed, prompt = placement.decode_tokens_per_s, placement.prefill_tokens_per_s
+    if speed.value is not None:
+        lines.append(f"  decode, bound by the bytes read: {_speed(speed)}")
+    if prompt.value is not None:
+        lines.append(f"  prompt: {_speed(prompt)}")
+    if lines and placement.speed_source:
+        lines += textwrap.wrap(f"  by {placement.speed_source}", 100, subsequent_indent="    ")
+    if placement.host_lookup or placement.offloaded_bytes:
+        lines += textwrap.wrap(f"  rule: {placement.policy}", 100, subsequent_indent="    ")
+    for text in placement.warnings:
+        lines += textwrap.wrap(f"  warning: {text}", 100, subsequent_indent="    ")
+    others = _beside(plan, unit)
+    return [*lines, *(others if lines else others[1:])]
+
+
+def _speed(speed: Range) -> str:
+    assert speed.value is not None
+    assert speed.low is not None
+    assert speed.high is not None
+    return f"{speed.value:.2g} tokens/s ({speed.low:.2g} .. {speed.high:.2g})"
+
+
+def _beside(plan: Plan, unit: str) -> list[str]:
+    """Return what others would do, one row each."""
+    placement = plan.placement
+    if not placement.beside:
         return []
-    amount = format_bytes(placement.streamed_bytes_per_token, unit)
-    lines = [f"  streamed for every token: {amount}"]
-    speed = placement.decode_tokens_per_s
-    if speed.value is not None and speed.low is not None and speed.high is not None:
-        lines.append(
-            f"  decode, bound by the copies: {speed.value:.2g} tokens/s "
-            f"({speed.low:.2g} .. {speed.high:.2g})"
-        )
-    return lines
+    held = sum(x.parts.get("weights", 0) for x in plan.devices if x.kind == "gpu")
+    rows = [["beside", f"resident {unit}", "plan's less it", "decode", "runs", ""]]
+    rows.append(
+        ["this plan", _number(held, unit), "", _decode(placement.decode_tokens_per_s), "", ""]
+    )
+    rows += [_beside_row(other, unit) for other in placement.beside]
+    return ["", *table(rows, "lrrrll")]
+
+
+def _beside_row(other: Beside, unit: str) -> list[str]:
+    return [
+        other.name,
+        _number(other.resident_bytes, unit),
+        _gap(other.difference_bytes, 0, unit),
+        _decode(other.decode_tokens_per_s),
+        "yes" if other.runs else "NO",
+        other.note,
+    ]
+
+
+def _decode(speed: Range) -> str:
+    return "n/a" if speed.value is None else f"{speed.value:.3g}/s"
+
+
+def proof_text(plan: Plan) -> str:
+    """Return the sum of each device in bytes, with what is set aside, against its capacity."""
+    lines = [f"{ledger.name}: {ledger.proof}" for ledger in plan.devices]
+    reused = [
+        f"{x.name}: {x.reused_bytes} more are read from the checkpoint's own files"
+        for x in plan.devices
+        if x.reused_bytes
+    ]
+    return "\n".join((*lines, *reused)) + "\n"
 
 
 def _verdict(plan: Plan, unit: str) -> list[str]:
     word = "FITS" if plan.verdict.fits else "DOES NOT FIT"
     lines = [f"  {word}: {plan.verdict.reason}"]
+    if plan.verdict.binding:
+        lines.append(f"  binding: {plan.verdict.binding}")
+    lines += [f"  with more memory: {text}" for text in plan.verdict.sensitivity]
     if plan.verdict.changes:
         rows = [
             [f"--{c.option} {c.value}", f"-> {format_bytes(c.total_bytes, unit)}", c.note]

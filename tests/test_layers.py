@@ -35,6 +35,9 @@ PURE = BASE | {
         "compare",
         "report",
         "chart",
+        "chart_scale",
+        "explain",
+        "page",
     )
 }
 STORE = BASE | {"memplan.config", "memplan.store", "memplan_migrations"}
@@ -52,7 +55,9 @@ ALLOWED = {
     "memplan.store": STORE,
     "memplan_migrations": STORE,
     "memplan_daemon": STORE | {"memplan_daemon"},
-    "memplan_tui": STORE | {"memplan_tui", "memplan.chart", "memplan.report", "memplan.compare"},
+    "memplan_tui": STORE
+    | {"memplan_tui"}
+    | {f"memplan.{name}" for name in ("chart", "report", "compare", "explain")},
 }
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
@@ -61,6 +66,7 @@ FOREIGN = {
     "memplan_tui": {"textual", "rich"},
     "memplan.cli": {"click"},
     "memplan.config": {"platformdirs"},
+    "memplan.placement": {"scipy", "numpy"},
     "memplan.devices": {"psutil", "pynvml", "torch", "transformers"},
     "memplan.hub": {"huggingface_hub"},
     "memplan.models": {"torch", "transformers", "accelerate", "safetensors", "regex"},
@@ -75,6 +81,8 @@ INSIDE_FUNCTIONS = {
     "safetensors",
     "huggingface_hub",
     "peft",
+    "scipy",
+    "numpy",
 }
 OURS = set(FOLDERS)
 

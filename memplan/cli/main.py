@@ -21,7 +21,9 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("memplan.cli.plan:plan", "What a model needs on given devices, and where it goes."),
     "map": ("memplan.cli.plan:device_map", "The placement only, as a device_map in JSON."),
+    "fit": ("memplan.cli.fit:fit", "What to change so that a model fits, best first."),
     "emit": ("memplan.cli.emit:emit", "Write what the chosen engine takes."),
+    "sweep": ("memplan.cli.sweep:sweep", "A grid of plans as CSV, JSON or Parquet."),
     "trace": ("memplan.cli.trace:trace", "Who eats the memory: phases and largest shares."),
     "run": ("memplan.cli.run:run", "Run a command under the sampler; plan versus measurement."),
     "validate": ("memplan.cli.validate:validate", "The planner held against real measurements."),

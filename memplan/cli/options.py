@@ -195,6 +195,17 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         metavar="NAME|SIZE|local|cpu",
         help="A GPU by name or memory (repeatable), this machine's, or none. Default: local.",
     ),
+    click.option(
+        "--offload",
+        type=click.Choice(["stream", "cpu-compute", "uva", "prefetch"]),
+        help="infer: how the rest is used. Default: as the runtime does (vllm: uva).",
+    ),
+    click.option(
+        "--pin",
+        multiple=True,
+        metavar="MODULE=DEVICE",
+        help="infer: keep a module there, such as lm_head=cpu (repeatable).",
+    ),
     click.option("--host-memory", type=Bytes(), help="Host memory. Default: this machine's."),
     click.option("--disk", type=Bytes(), help="Disk for offload; 0 = none. Default: free space."),
     click.option("--reserve", type=Bytes(), help="Left free on each computing device. Default: 0."),

@@ -114,6 +114,8 @@ def _named(name: str) -> Device | None:
         label=known.label,
         vendor=known.vendor,
         compute=known.compute_capability,
+        memory_bandwidth=known.bandwidth,
+        link_bandwidth=known.host_bandwidth,
         source=known.source,
     )
 

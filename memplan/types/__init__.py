@@ -22,6 +22,7 @@ from memplan.types.base import (
 )
 from memplan.types.model import Layer, ModelSpec, ModelSummary, State, Tensor, Vision
 from memplan.types.plan import (
+    Beside,
     Change,
     Device,
     Footprint,
@@ -48,6 +49,7 @@ from memplan.types.workload import Workload
 __all__ = [
     "PARTS",
     "Basis",
+    "Beside",
     "Change",
     "CompareVerdict",
     "Comparison",
