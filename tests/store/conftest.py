@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engines import cluster, new_database  # noqa: E402 - found by the line above
+from engines import cluster, new_database
 
 
 @pytest.fixture(scope="session")

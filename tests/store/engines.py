@@ -1,4 +1,4 @@
-"""Databases of both kinds for the same tests: an SQLite file, and a PostgreSQL cluster of its own."""
+"""Databases of both kinds for the same tests: an SQLite file, a PostgreSQL of its own."""
 
 from __future__ import annotations
 
