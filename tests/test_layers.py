@@ -22,6 +22,7 @@ BASE = {
     "memplan.errors",
     "memplan.serialize",
     "memplan.versions",
+    "memplan.wire",
 }
 PURE = BASE | {
     f"memplan.{name}"
@@ -54,6 +55,7 @@ ALLOWED = {
     "memplan.measure": STORE | {"memplan.measure"},
     "memplan.demo": BASE | {"memplan.demo", "memplan.measure"},
     "memplan.store": STORE,
+    "memplan.testing": BASE | {"memplan.testing"},
     "memplan_migrations": STORE,
     "memplan_daemon": STORE | {"memplan_daemon"},
     "memplan_tui": STORE
@@ -63,7 +65,7 @@ ALLOWED = {
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
     "memplan_migrations": {"sqlalchemy", "alembic"},
-    "memplan_daemon": {"psutil", "pynvml"},
+    "memplan_daemon": {"psutil", "pynvml", "amdsmi", "prometheus_client", "opentelemetry"},
     "memplan_tui": {"textual", "rich"},
     "memplan.cli": {"click", "pyarrow"},
     "memplan.config": {"platformdirs"},

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("memplan.cli.record:record", "A run or a window as a file of its own."),
     "db": ("memplan.cli.db:db", "Check, repair, back up and migrate the database."),
     "daemon": ("memplan.cli.daemon:daemon", "The background sampler."),
+    "watch": ("memplan.cli.watch:watch", "What the daemon watches by itself."),
     "tui": ("memplan.cli.tui:tui", "The dashboard."),
     "devices": ("memplan.cli.devices:devices", "Known devices, and what was detected here."),
     "demo": ("memplan.cli.demo:demo", "Plan, run and compare a small real model, offline."),
