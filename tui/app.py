@@ -283,8 +283,9 @@ class MemplanApp(App[None]):
 
     def action_command_palette(self) -> None:
         """Open the list of all actions."""
-        if not CommandPalette.is_open(self):
-            self.push_screen(CommandPalette(placeholder=tr("Find an action"), id="--command-palette"))
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
+            words = tr("Find an action")
+            self.push_screen(CommandPalette(placeholder=words, id="--command-palette"))
 
     def action_export(self) -> None:
         """Write curves, facts and the screen into the folder."""
@@ -399,11 +400,12 @@ class MemplanApp(App[None]):
                 yield SystemCommand(tr(key.title), tr(key.sentence), self._runner(key.action))
 
     def _runner(self, action: str) -> Callable[[], None]:
+        owner = self if action.startswith("app.") else self.screen
+
         async def run() -> None:
-            await self.run_action(action.removeprefix("app."), self if "app." in action else None)
+            await self.run_action(action.removeprefix("app."), owner)
 
-        async def on_screen() -> None:
-            await self.run_action(action, self.screen)
+        def later() -> None:
+            self.call_later(run)
 
-        chosen = run if action.startswith("app.") else on_screen
-        return lambda: self.call_later(chosen)
+        return later

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("memplan.cli.runs:runs", "List what was measured."),
     "show": ("memplan.cli.runs:show", "One run: phases and peaks."),
     "compare": ("memplan.cli.runs:compare", "One run beside its plan, part by part."),
+    "report": ("memplan.cli.report:report", "One run beside its plan as one HTML page."),
     "export": ("memplan.cli.runs:export", "Every sample of one run, as CSV or JSON."),
     "daemon": ("memplan.cli.daemon:daemon", "The background sampler."),
     "tui": ("memplan.cli.tui:tui", "The dashboard."),

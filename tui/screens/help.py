@@ -73,4 +73,3 @@ class HelpScreen(Screen[None]):
     def action_close(self) -> None:
         """Go back."""
         self.dismiss()
-

@@ -111,15 +111,29 @@ class PlanScreen(Page):
         self._set(plan, planner, name, values[(place + step) % len(values)])
 
     def _set(self, plan: Plan, planner: Planner, name: str, value: str) -> None:
+        """Show the new value at once, and its plan as soon as it is made."""
         changes = {**self._changes, name: value}
-        changes = {k: v for k, v in changes.items() if v != planner.current(plan)[k]}
+        self._changes = {k: v for k, v in changes.items() if v != planner.current(plan)[k]}
         self._error = ""
-        self._changes = changes
-        try:
-            self._made = planner.replan(plan, changes) if changes else None
-        except MemplanError as error:
-            self._error = f"{value}: {error}"
+        self._replan(plan, planner, dict(self._changes))
         self.show()
+
+    @work(thread=True, exclusive=True, group="whatif")
+    def _replan(self, plan: Plan, planner: Planner, changes: dict[str, str]) -> None:
+        """Plan in a thread, so that the screen answers while many ranks are reckoned."""
+        made: Plan | None = None
+        problem = ""
+        try:
+            made = planner.replan(plan, changes) if changes else None
+        except MemplanError as error:
+            problem = str(error)
+        self.app.call_from_thread(self._answer, changes, made, problem)
+
+    def _answer(self, changes: dict[str, str], made: Plan | None, problem: str) -> None:
+        if changes == self._changes:
+            self._made = self._made if problem else made
+            self._error = problem
+            self.show()
 
     def action_reset(self) -> None:
         """Show the plan as stored."""

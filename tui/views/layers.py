@@ -75,7 +75,9 @@ def _name(ledger: Ledger) -> Line:
 
 def _held(ledger: Ledger, look: Look) -> Line:
     free = ledger.free_bytes
-    text = f"  {number(ledger.total_bytes, look.unit):>8} / {number(ledger.capacity_bytes, look.unit)}"
+    text = (
+        f"  {number(ledger.total_bytes, look.unit):>8} / {number(ledger.capacity_bytes, look.unit)}"
+    )
     if free < 0:
         lacks = tr("LACKS {size}").format(size=number(-free, look.unit))
         return [(text, "bad"), (f"  {lacks}", "bad")]
