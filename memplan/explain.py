@@ -54,6 +54,12 @@ class Gap:
     unmeasured: tuple[Part, ...]
     """Parts that nobody counted one by one: what they took more or less is in unaccounted."""
 
+    @property
+    def share(self) -> float | None:
+        """Size of the gap over the plan; None where that says nothing: little was planned."""
+        share = abs(self.gap_bytes) / self.planned_bytes if self.planned_bytes else None
+        return share if share is not None and share < 10 else None
+
 
 def gap_of(row: DeviceComparison) -> Gap | None:
     """Return the gap of one device; None where nothing was both planned and measured.
@@ -94,13 +100,13 @@ def gap_sentence(comparison: Comparison, unit: str) -> str:
         return f"{gap.device} peaked at its plan to the byte."
     side = "above" if gap.gap_bytes > 0 else "below"
     inside = "inside" if gap.within_band else "outside"
-    share = abs(gap.gap_bytes) / max(gap.planned_bytes, 1)
+    share = f" ({gap.share:.1%})" if gap.share is not None else ""
     digits = 1 if unit == "MiB" else 3
     terms = ", ".join(
         f"{term.name} {term.bytes / UNITS[unit]:+.{digits}f}" for term in gap.terms[:3]
     )
     text = (
-        f"{gap.device} peaked {format_bytes(abs(gap.gap_bytes), unit)} ({share:.1%}) {side} its "
+        f"{gap.device} peaked {format_bytes(abs(gap.gap_bytes), unit)}{share} {side} its "
         f"plan, {inside} its band: {terms} {unit}."
     )
     if gap.unmeasured:

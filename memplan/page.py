@@ -173,7 +173,7 @@ def _device(row: DeviceComparison, plan: Plan | None, unit: str) -> str:
     rows.append(
         f'<tr class="total"><td>peak</td>{_cell(row.planned_bytes, unit)}'
         f"{_cell(row.peak_bytes, unit)}{_gap(row.peak_bytes, row.planned_bytes, unit)}"
-        f'<td></td><td class="left dim">{escape(band)}</td></tr>'
+        f'<td></td><td class="left">{escape(band)}</td></tr>'
     )
     by = f' <span class="dim">{escape(row.measured_by)}</span>' if row.measured_by else ""
     return (

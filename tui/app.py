@@ -113,7 +113,7 @@ class MemplanApp(App[None]):
         self.unicode = unicode
         self.planner = planner
         self.moved = dict(moved or {})
-        self.snapshot = Snapshot(state="missing", reason=tr("Reading the database ..."))
+        self.snapshot = Snapshot(state="reading")
         self.replay: Replay | None = None
         self.window_ns: int | None = WINDOWS[1]
         self._unit, self._style, self._device = unit, style, 0
@@ -191,7 +191,8 @@ class MemplanApp(App[None]):
         if self.replay is not None:
             state = "▸" if self.replay.playing else tr("paused")
             at, speed = clock(self.replay.at_ns), f"x{self.replay.speed:g}"
-            return f"{tr('REPLAY')} {at}  {state} {speed}  {self.replay.share:.0%}  {span}", ""
+            share = f"{self.replay.share:.0%}"
+            return tr("REPLAY") + f" {at}  {state} {speed}  {share}  {span}", ""
         if self._paused:
             return tr("HELD: sampling goes on"), ""
         words, _ = sampler(self.snapshot)

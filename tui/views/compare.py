@@ -86,17 +86,18 @@ def _sentence(found: Gap, unit: str) -> str:
     if not found.gap_bytes:
         return tr("{device} peaked at its plan to the byte.").format(device=found.device)
     side = tr("above") if found.gap_bytes > 0 else tr("below")
-    share = abs(found.gap_bytes) / max(found.planned_bytes, 1)
+    share = f" ({found.share:.1%})" if found.share is not None else ""
     inside = tr("inside its band") if found.within_band else tr("outside its band")
-    text = tr("{device} peaked {size} ({share}) {side} its plan, {inside}.").format(
+    text = tr("{device} peaked {size}{share} {side} its plan, {inside}.").format(
         device=found.device,
         size=size(abs(found.gap_bytes), unit),
-        share=f"{share:.1%}",
+        share=share,
         side=side,
         inside=inside,
     )
     terms = [f"{part_name(t.name)} {signed(t.bytes, unit)}" for t in found.terms[:3]]
-    return f"{text} {tr('It is made up of {terms}.').format(terms=', '.join(terms))}"
+    why = tr("It is made up of {terms}.").format(terms=", ".join(terms))
+    return f"{text} {why}"
 
 
 def _notes(detail: Detail, found: Gap) -> list[str]:
@@ -142,10 +143,10 @@ def _device(device: DeviceComparison, detail: Detail, unit: str) -> list[Sequenc
     rows += [_part(part, detail.plan, unit) for part in device.parts]
     if device.peak_bytes is not None:
         unknown = number(device.unaccounted_bytes, unit)
-        rows.append([f"  {tr('unaccounted')}", "", (unknown, "warn"), "", "", ""])
+        rows.append(["  " + tr("unaccounted"), "", (unknown, "warn"), "", "", ""])
     if device.peak_reserved_bytes is not None:
         reserved = (number(device.peak_reserved_bytes, unit), "measured")
-        rows.append([f"  {tr('peak reserved')}", "", reserved, "", "", (tr("allocator"), "dim")])
+        rows.append(["  " + tr("peak reserved"), "", reserved, "", "", (tr("allocator"), "dim")])
     return rows
 
 

@@ -93,7 +93,7 @@ def _scale(count: int, per: int, layers: int) -> Line:
         label = str(layer)
         if at + len(label) <= count:
             line[at : at + len(label)] = label
-    return [(f"{tr('layer'):<8}", "dim"), ("".join(line).rstrip(), "dim")]
+    return [(tr("layer").ljust(8), "dim"), ("".join(line).rstrip(), "dim")]
 
 
 def _outside(others: Mapping[str, str], width: int) -> Line:

@@ -37,6 +37,8 @@ def empty(snapshot: Snapshot, width: int, *, need: str = "live") -> list[Line] |
     """
     if snapshot.kept or (snapshot.state == "ok" and _has(snapshot, need)):
         return None
+    if snapshot.state == "reading":
+        return [[(tr("Reading the database ..."), "dim")]]
     blank: Line = [("", "")]
     if snapshot.state == "ok":
         return [*_nothing(need, width), blank, *(_plans() if need == "plan" else _ways())]
