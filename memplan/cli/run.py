@@ -83,7 +83,9 @@ def run(
     from memplan.cli.engine import started_on
 
     with started_on(engine, plan, command, folder=output, force=force) as started:
-        outcome, comparison = _watch(started.command, plan, from_file, interval, agent, as_json=as_json)
+        outcome, comparison = _watch(
+            started.command, plan, from_file, interval, agent, as_json=as_json
+        )
         why = started.ignored(comparison) if outcome.run.exit_code in _ENDED_WELL else None
     if why is not None:
         click.echo(f"{style.red('ignored the plan: ', err=True)}{engine}: {why}", err=True)
