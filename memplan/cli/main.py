@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("memplan.cli.runs:runs", "List what was measured."),
     "show": ("memplan.cli.runs:show", "One run: phases and peaks."),
     "compare": ("memplan.cli.runs:compare", "One run beside its plan, part by part."),
+    "report": ("memplan.cli.report:report", "One run beside its plan as one HTML page."),
     "export": ("memplan.cli.runs:export", "Every sample of one run, as CSV, JSON or Parquet."),
     "record": ("memplan.cli.record:record", "A run or a window as a file of its own."),
     "db": ("memplan.cli.db:db", "Check, repair, back up and migrate the database."),
