@@ -252,3 +252,18 @@ def test_accelerates_tracker_passes_whole_numbers_on(daemon):
     values = [p["values"] for p in found if p["kind"] == "workload"]
     assert values == [{"batch": 4}, {"step": 3, "tokens": 4096}]
     peer.close()
+
+
+def test_the_agent_is_attached_to_a_program_that_knows_nothing_of_it(home):
+    """`memplan run --agent`: its own sitecustomize is run, too, and its numbers are the run's."""
+    (home / "sitecustomize.py").write_text("print('mine')")
+    program = "import time, sys; time.sleep(1.5); print('inject' in str(sys.path))"
+    done = subprocess.run(
+        [sys.executable, "-m", "memplan", "run", "--agent", "--", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(home)},
+        check=False,
+    )
+    assert done.stdout == "mine\nmine\nFalse\n", "of memplan itself, then of the program"
+    assert "heap_used_bytes" in done.stderr
