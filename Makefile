@@ -38,7 +38,7 @@ $(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engin
 	touch $@
 
 engines: $(ENGINES)/.installed ## Hold what emit writes against the engines themselves, in an environment of its own (minutes)
-	$(ENGINES)/bin/python -m pytest -m engines
+	$(ENGINES)/bin/python -m pytest -n 2 -m engines
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check

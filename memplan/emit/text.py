@@ -93,7 +93,7 @@ def model_and_revision(plan: Plan) -> tuple[str, str]:
     if path is None or plan.model.source == "module":
         raise UsageError(
             "the plan does not say which folder or Hub id to load",
-            hint="plan the model's folder or Hub id",
+            hint=f"memplan emit {plan.id or 'PLAN'} --model FOLDER (or org/name) ...",
         )
     if plan.model.source in ("hub", "catalog"):
         model, _, revision = path.partition("@")
