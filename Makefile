@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .venv-engines
+# What `make test` leaves to the other targets.
+QUICK := not sweep and not faults and not limits and not engines
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults engines check format bench docs clean
+.PHONY: help demo test sweep faults limits engines check format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +23,7 @@ demo: $(STAMP) ## Plan a small real model, run it, sample it, print plan beside 
 	$(BIN)/memplan demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m "not sweep and not faults and not engines"
+	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
 
 sweep: $(STAMP) ## Hold every causal language model of transformers against the planner (minutes)
 	$(BIN)/python -m pytest -n 2 -m sweep
@@ -39,6 +41,9 @@ $(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engin
 
 engines: $(ENGINES)/.installed ## Hold what emit writes against the engines themselves, in an environment of its own (minutes)
 	$(ENGINES)/bin/python -m pytest -n 2 -m engines
+
+limits: $(STAMP) ## Run plans of eight architectures for real, each under its own memory limit (minutes)
+	$(BIN)/python -m pytest -m limits
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check

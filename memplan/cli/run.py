@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 EXIT_FINDING = 1
+_AGENT_S = 0.1
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True})
@@ -33,6 +34,11 @@ EXIT_FINDING = 1
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON on stdout.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a peak lies above the plan's band.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Between samples. Default: 0.1.")
+@click.option(
+    "--agent",
+    is_flag=True,
+    help="Attach the agent to its Python programs: torch's allocator, ten times a second.",
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     *,
@@ -43,6 +49,7 @@ def run(
     as_json: bool,
     strict: bool,
     interval: float | None,
+    agent: bool,
     command: tuple[str, ...],
 ) -> int:
     """Run a command, sample its memory, store the run, print plan beside measurement.
@@ -69,14 +76,16 @@ def run(
     if engine is None:
         if not command:
             raise click.UsageError("Missing argument 'COMMAND...'.")
-        outcome, comparison = _watch(command, plan, from_file, interval, as_json=as_json)
+        outcome, comparison = _watch(command, plan, from_file, interval, agent, as_json=as_json)
         return _exit_code(outcome, over=strict and _over(comparison))
     if plan is None:
         raise UsageError("--engine starts a plan", hint="add --plan last, or a plan's id or file")
     from memplan.cli.engine import started_on
 
     with started_on(engine, plan, command, folder=output, force=force) as started:
-        outcome, comparison = _watch(started.command, plan, from_file, interval, as_json=as_json)
+        outcome, comparison = _watch(
+            started.command, plan, from_file, interval, agent, as_json=as_json
+        )
         why = started.ignored(comparison) if outcome.run.exit_code in _ENDED_WELL else None
     if why is not None:
         click.echo(f"{style.red('ignored the plan: ', err=True)}{engine}: {why}", err=True)
@@ -93,6 +102,7 @@ def _watch(
     plan: Plan | None,
     from_file: bool,
     interval: float | None,
+    agent: bool,
     *,
     as_json: bool,
 ) -> tuple[Outcome, Comparison | None]:
@@ -109,6 +119,7 @@ def _watch(
         host_interval_s=_seconds("interval"),
         plan=plan,
         save_plan=from_file,
+        agent_interval_s=_AGENT_S if agent else None,
     )
     for warning in outcome.warnings:
         click.echo(style.red("warning: ", err=True) + warning, err=True)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = json.loads((HERE / "accelerate.json").read_text(encoding="utf-8"))
@@ -37,7 +38,7 @@ SETTINGS = json.loads((HERE / "accelerate.json").read_text(encoding="utf-8"))
 def load(**options):
     """Return the model, dispatched by the plan's device_map; options go to from_pretrained."""
     cls = getattr(transformers, SETTINGS["architecture"])
-    return cls.from_pretrained(
+    model = cls.from_pretrained(
         SETTINGS["model"],
         revision=SETTINGS["revision"],
         dtype=getattr(torch, SETTINGS["dtype"]),
@@ -45,7 +46,16 @@ def load(**options):
         device_map=SETTINGS["device_map"],
         offload_folder=str(HERE / SETTINGS["offload_folder"]),
         **options,
-    ).eval()
+    )
+    for name in SETTINGS["host_lookup"]:
+        look_up_on_host(model.get_submodule(name))
+    return model.eval()
+
+
+def look_up_on_host(embedding):
+    """Let the host look tokens up, and send their rows back instead of copying the whole table."""
+    remove_hook_from_module(embedding)
+    add_hook_to_module(embedding, AlignDevicesHook("cpu", io_same_device=True))
 '''
 
 
@@ -83,6 +93,7 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
         "device_map": complete_map(plan, spec),
         "max_memory": _max_memory(plan),
         "offload_folder": "offload",
+        "host_lookup": list(plan.placement.host_lookup),
         "batch": plan.workload.batch,
     }
     loader = (_LOADER + TRIAL).format(

@@ -92,13 +92,15 @@ class SampleLog:
 
     def append(self, connection: sqlalchemy.Connection, samples: Sequence[Sample]) -> None:
         """Write a batch as ticks, one row for each run in it."""
-        self._register(connection, samples)
-        known = self._series
+        ids = list(map(self._series.get, (sample.series for sample in samples)))
+        if None in ids:
+            self._register(connection, samples)
+            ids = [self._series[sample.series] for sample in samples]
         runs: dict[str, list[tuple[int, int, int]]] = {}
-        for sample in samples:
-            series = sample.series
-            row = (known[series], sample.t_ns, sample.value)
-            runs.setdefault(series.run_id or tables.HOST_RUN, []).append(row)
+        for number, sample in zip(ids, samples, strict=True):
+            assert number is not None
+            row = (number, sample.t_ns, sample.value)
+            runs.setdefault(sample.series.run_id or tables.HOST_RUN, []).append(row)
         rows = []
         for run_id, readings in runs.items():
             frame = Frame.of(readings, self._next_seq)

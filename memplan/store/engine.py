@@ -189,7 +189,8 @@ def _sqlite_engine(url: str, pool: type[sqlalchemy.pool.Pool]) -> sqlalchemy.Eng
 
 def _url_engine(url: str) -> sqlalchemy.Engine:
     try:
-        return sqlalchemy.create_engine(url, pool_pre_ping=True)
+        options = {"client_encoding": "utf8"} if url.startswith("postgresql") else {}
+        return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args=options)
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
         raise StoreError(
             f"cannot use the database URL: {error}",

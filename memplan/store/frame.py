@@ -100,24 +100,25 @@ class Frame:
 
         A new instant begins where the time changes, and where a series comes a second time.
         """
-        frame = cls()
-        seen: set[int] = set()
-        rows: dict[int, tuple[list[int], list[int]]] = {}
+        times: list[int] = []
+        rows: dict[int, Column] = {}
+        now, at = None, -1
         for series, t_ns, value in readings:
-            if not frame.times or frame.times[-1] != t_ns or series in seen:
-                frame.times.append(t_ns)
-                seen.clear()
-            seen.add(series)
-            values, index = rows.setdefault(series, ([], []))
-            values.append(value)
-            index.append(len(frame.times) - 1)
-        n = len(frame.times)
-        frame.seqs = list(range(first_seq, first_seq + n))
-        frame.columns = {
-            series: Column(values=values, index=None if len(values) == n else index)
-            for series, (values, index) in rows.items()
-        }
-        return frame
+            column = rows.get(series)
+            if column is None:
+                column = rows[series] = Column(values=[], index=[])
+            index = column.index
+            assert index is not None
+            if t_ns != now or (index and index[-1] == at):
+                times.append(t_ns)
+                now, at = t_ns, at + 1
+            column.values.append(value)
+            index.append(at)
+        for column in rows.values():
+            if len(column.values) == len(times):
+                column.index = None
+        seqs = list(range(first_seq, first_seq + len(times)))
+        return cls(seqs=seqs, times=times, columns=rows)
 
     @property
     def samples(self) -> int:
@@ -201,9 +202,11 @@ class Frame:
     def by_period(self, period_ns: int) -> dict[int, dict[int, Summary]]:
         """Return period number -> series id -> summary; a period is `period_ns` of wall clock."""
         found: dict[int, dict[int, Summary]] = {}
+        whole = list(_stretches(self.times, period_ns))
         for series, column in self.columns.items():
             times = self.column_times(column)
-            for period, begin, end in _stretches(times, period_ns):
+            stretches = whole if column.index is None else _stretches(times, period_ns)
+            for period, begin, end in stretches:
                 part = summarize(column.values[begin:end], times[begin:end])
                 rows = found.setdefault(period, {})
                 rows[series] = merge(rows[series], part) if series in rows else part
@@ -240,6 +243,6 @@ def _stretches(times: Sequence[int], period_ns: int) -> Iterator[tuple[int, int,
     """Yield (period number, begin, end) of neighbours in the same period."""
     begin = 0
     for period, group in groupby(times, lambda t_ns: t_ns // period_ns):
-        end = begin + sum(1 for _ in group)
+        end = begin + len(list(group))
         yield period, begin, end
         begin = end

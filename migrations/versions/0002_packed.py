@@ -200,11 +200,15 @@ def _create_samples() -> None:
 
 
 def _move_documents(connection: sa.Connection) -> None:
-    key, name = host_identity()
-    connection.execute(
-        sa.text("INSERT INTO host (id, key, name) VALUES (1, :key, :name)"),
-        {"key": key, "name": name},
+    there = " UNION ALL ".join(
+        f"SELECT count(*) AS n FROM old_{name}" for name in ("plan", "run", "series", "device")
     )
+    if connection.execute(sa.text(f"SELECT sum(n) FROM ({there}) AS counts")).scalar():  # noqa: S608
+        key, name = host_identity()  # all that is there is this machine's
+        connection.execute(
+            sa.text("INSERT INTO host (id, key, name) VALUES (1, :key, :name)"),
+            {"key": key, "name": name},
+        )
     moved = {
         "plan": "id, created_ns, model_name, fits, document",
         "run": "id, plan_id, host, pid, started_ns, ended_ns, exit_code, status, document",
