@@ -33,6 +33,7 @@ faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must 
 
 $(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/bare.txt
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check skypilot==0.14.1
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/engines/requirements.txt 'torch<2.14'
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[models,dev]'
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/engines/bare.txt
