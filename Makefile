@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ENGINES := .venv-engines
 # What `make test` leaves to the other targets.
 QUICK := not sweep and not faults and not limits and not engines
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits check format bench docs clean
+.PHONY: help demo test sweep faults limits engines check format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,18 @@ sweep: $(STAMP) ## Hold every causal language model of transformers against the 
 faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
 	$(BIN)/python -m pytest -m faults
 
+$(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/bare.txt
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check skypilot==0.14.1
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/engines/requirements.txt 'torch<2.14'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[models,dev]'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/engines/bare.txt
+	$(ENGINES)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(ENGINES)/wheels sglang==0.5.23
+	touch $@
+
+engines: $(ENGINES)/.installed ## Hold what emit writes against the engines themselves, in an environment of its own (minutes)
+	$(ENGINES)/bin/python -m pytest -n 2 -m engines
+
 limits: $(STAMP) ## Run plans of eight architectures for real, each under its own memory limit (minutes)
 	$(BIN)/python -m pytest -m limits
 
@@ -50,4 +63,4 @@ docs: $(STAMP) ## Write the generated parts of README.md and docs/ anew (command
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
