@@ -10,8 +10,8 @@ knows nothing of memplan's planner: it walks the modules of the built model, fol
 hooks (what is offloaded runs on the first GPU in use and is copied there module by module), and
 charges weights, buffers, cache, activations and the reload of each map.
 
-Ends with 1 when one of our maps is invalid or over its budget, keeps fewer bytes than a valid map of
-theirs, or is further than 0.2 % of the model from the proven optimum.
+Ends with 1 when one of our maps is invalid or over its budget, keeps fewer bytes than a valid map
+of theirs, or is further than 0.2 % of the model from the proven optimum.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,6 @@ class Subject:
     name: str
     spec: ModelSpec
     model: Any
-    fork: Any
 
 
 def subjects(names: Sequence[str]) -> Iterator[Subject]:
@@ -127,17 +126,18 @@ def subjects(names: Sequence[str]) -> Iterator[Subject]:
         source = MODELS[name]
         with tempfile.TemporaryDirectory() as folder, quiet(transformers):
             path = Path(folder) / "config.json"
+            config = source
             if isinstance(source, str):
-                spec = find_model(source, dtype="bfloat16")
-                assert spec is not None
-                path.write_text(spec.config, "utf-8")
-            else:
-                path.write_text(json.dumps(source), "utf-8")
-                spec = resolve(str(path), exact_modules=True)
+                listed = find_model(source)
+                assert listed is not None
+                config = json.loads(listed.config)
+                config.pop("quantization_config", None)  # what accelerate sees is plain
+            path.write_text(json.dumps(config), "utf-8")
+            spec = resolve(str(path), dtype="bfloat16", exact_modules=True)
             model, _ = build_model(path, dtype="bfloat16")
         if name == "toy+buffers":
             spec = _with_buffers(spec, model)
-        yield Subject(name, spec, model, None)
+        yield Subject(name, spec, model)
 
 
 def _with_buffers(spec: ModelSpec, model: Any) -> ModelSpec:
@@ -149,8 +149,6 @@ def _with_buffers(spec: ModelSpec, model: Any) -> ModelSpec:
         for part in ("self_attn", "mlp"):
             elements = 12 * MIB
             table = torch.empty(elements, dtype=torch.bfloat16, device="meta")
-            getattr(layer, part).act_table = None
-            del getattr(layer, part).act_table
             inner = layer.self_attn.o_proj if part == "self_attn" else layer.mlp.down_proj
             inner.register_buffer("table", table)
             name = f"model.layers.{i}.{part}.{'o' if part == 'self_attn' else 'down'}_proj.table"
@@ -163,8 +161,6 @@ def _with_buffers(spec: ModelSpec, model: Any) -> ModelSpec:
                     kind="buffer",
                 )
             )
-    from dataclasses import replace
-
     return replace(spec, tensors=(*spec.tensors, *extra))
 
 
@@ -199,7 +195,7 @@ class Checker:
             key=lambda n: sum(s for k, (_, s) in self.parameters.items() if k.startswith(f"{n}.")),
         )
         self.stack = stack
-        no_split = set(model._no_split_modules or ())
+        no_split = set(_atoms(model))
         self.atoms = [n for n, m in model.named_modules() if type(m).__name__ in no_split]
 
     def check(
@@ -243,7 +239,15 @@ class Checker:
                 return result
         return self._charged(result, place, runs, room, main, hosted)
 
-    def _charged(self, result, place, runs, room, main, hosted):  # noqa: ANN001, ANN202
+    def _charged(  # noqa: PLR0917 - six views of one map
+        self,
+        result: Verdict,
+        place: Mapping[str, str],
+        runs: Mapping[str, str],
+        room: Mapping[str, int],
+        main: str,
+        hosted: Sequence[str],
+    ) -> Verdict:
         held = dict.fromkeys(room, 0)
         seen: set[int] = set()
         copied: dict[str, int] = {}
@@ -277,6 +281,11 @@ class Checker:
         )
         result.seconds = read / HBM + result.streamed / LINK
         return result
+
+
+def _atoms(model: Any) -> list[str]:
+    """Return the classes that transformers says must not be split."""
+    return list(model._no_split_modules or ())  # noqa: SLF001 - as from_pretrained reads it
 
 
 def _above(name: str) -> Iterator[str]:
@@ -340,7 +349,7 @@ def others(subject: Subject, room: Mapping[str, int]) -> dict[str, dict[str, str
 
     memory: dict[Any, int] = {int(k[5:]): max(v, 0) for k, v in room.items()}
     memory |= {"cpu": 4096 * GIB}
-    no_split = list(subject.model._no_split_modules or ())
+    no_split = _atoms(subject.model)
     found = {}
     with contextlib.redirect_stdout(io.StringIO()):
         for name, planner in (
@@ -386,7 +395,15 @@ def measure(subject: Subject) -> Row:
     return row
 
 
-def _pair(row, subject, checker, work, sizes, cache):  # noqa: ANN001, ANN202
+def _pair(  # noqa: PLR0917
+    row: Row,
+    subject: Subject,
+    checker: Checker,
+    work: Any,
+    sizes: Sequence[int],
+    cache: int,
+) -> None:
+    """Hold the planners against each other on one machine."""
     spec = subject.spec
     machine = devices(sizes)
     start = time.process_time()
@@ -488,7 +505,9 @@ def main() -> int:
     """Run all pairs and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
     parser.add_argument("--quick", action="store_true", help="three models")
-    names = QUICK if parser.parse_args().quick else tuple(MODELS)
+    parser.add_argument("models", nargs="*", help="some of: " + ", ".join(MODELS))
+    given = parser.parse_args()
+    names = given.models or (QUICK if given.quick else tuple(MODELS))
     logging.disable(logging.WARNING)
     rows = {}
     for subject in subjects(names):

@@ -148,12 +148,13 @@ def draw(
     for value, glyph, role in _levels(axis, style, top):
         cells.level(value / top, glyph, role)
     cells.curve(spans, top)
-    names = _names(axis, cells, spans, top, style) if gutter else [("", "empty")] * rows
+    blank: Row = [("", "empty")] * rows
+    names = _names(axis, cells, spans, top, style) if gutter else blank
     labels = _labels(cells, axis.unit, top, rows)
-    lines = [
-        _joined([(labels[i], "axis"), *cells.row(i), (_right(names[i][0], gutter), names[i][1])])
-        for i in range(rows)
-    ]
+    lines = []
+    for i, (name, role) in enumerate(names):
+        left: Row = [(labels[i], "axis"), *cells.row(i)]
+        lines.append(_joined([*left, (_right(name, gutter), role)]))
     return [*lines, _floor(axis, inner, gutter, style)] if floor else lines
 
 

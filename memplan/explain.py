@@ -1,4 +1,4 @@
-"""Why a run took more or less than its plan: facts only, whoever shows them finds the words.
+"""Why a run took more or less than its plan: the facts, and one English sentence about them.
 
 Pure functions over a comparison, its plan and its phases.
 """
@@ -11,8 +11,18 @@ from dataclasses import dataclass
 
 from memplan.chart_scale import Points
 from memplan.types import PARTS, Comparison, DeviceComparison, Ledger, Part, Phase, Plan
+from memplan.units import UNITS, format_bytes
 
-__all__ = ["Gap", "PhaseRow", "Term", "gap_of", "phase_parts", "phase_rows", "worst"]
+__all__ = [
+    "Gap",
+    "PhaseRow",
+    "Term",
+    "gap_of",
+    "gap_sentence",
+    "phase_parts",
+    "phase_rows",
+    "worst",
+]
 
 UNACCOUNTED = "unaccounted"
 
@@ -44,6 +54,12 @@ class Gap:
     unmeasured: tuple[Part, ...]
     """Parts that nobody counted one by one: what they took more or less is in unaccounted."""
 
+    @property
+    def share(self) -> float | None:
+        """Size of the gap over the plan; None where that says nothing: little was planned."""
+        share = abs(self.gap_bytes) / self.planned_bytes if self.planned_bytes else None
+        return share if share is not None and share < 10 else None
+
 
 def gap_of(row: DeviceComparison) -> Gap | None:
     """Return the gap of one device; None where nothing was both planned and measured.
@@ -73,6 +89,30 @@ def worst(comparison: Comparison) -> Gap | None:
     """Return the gap that matters most: outside its band first, then the largest."""
     gaps = [gap for row in comparison.devices if (gap := gap_of(row)) is not None]
     return max(gaps, key=lambda gap: (not gap.within_band, abs(gap.gap_bytes)), default=None)
+
+
+def gap_sentence(comparison: Comparison, unit: str) -> str:
+    """Return what makes up the gap that matters most; "" where nothing was compared."""
+    gap = worst(comparison)
+    if gap is None:
+        return ""
+    if not gap.gap_bytes:
+        return f"{gap.device} peaked at its plan to the byte."
+    side = "above" if gap.gap_bytes > 0 else "below"
+    inside = "inside" if gap.within_band else "outside"
+    share = f" ({gap.share:.1%})" if gap.share is not None else ""
+    digits = 1 if unit == "MiB" else 3
+    terms = ", ".join(
+        f"{term.name} {term.bytes / UNITS[unit]:+.{digits}f}" for term in gap.terms[:3]
+    )
+    text = (
+        f"{gap.device} peaked {format_bytes(abs(gap.gap_bytes), unit)}{share} {side} its "
+        f"plan, {inside} its band: {terms} {unit}."
+    )
+    if gap.unmeasured:
+        parts = ", ".join(gap.unmeasured)
+        text += f" Not counted one by one: {parts}; unaccounted holds their error."
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,7 @@ class MemplanApp(App[None]):
         self.unicode = unicode
         self.planner = planner
         self.moved = dict(moved or {})
-        self.snapshot = Snapshot(state="missing", reason=tr("Reading the database ..."))
+        self.snapshot = Snapshot(state="reading")
         self.replay: Replay | None = None
         self.window_ns: int | None = WINDOWS[1]
         self._unit, self._style, self._device = unit, style, 0
@@ -191,7 +191,8 @@ class MemplanApp(App[None]):
         if self.replay is not None:
             state = "▸" if self.replay.playing else tr("paused")
             at, speed = clock(self.replay.at_ns), f"x{self.replay.speed:g}"
-            return f"{tr('REPLAY')} {at}  {state} {speed}  {self.replay.share:.0%}  {span}", ""
+            share = f"{self.replay.share:.0%}"
+            return tr("REPLAY") + f" {at}  {state} {speed}  {share}  {span}", ""
         if self._paused:
             return tr("HELD: sampling goes on"), ""
         words, _ = sampler(self.snapshot)
@@ -283,8 +284,9 @@ class MemplanApp(App[None]):
 
     def action_command_palette(self) -> None:
         """Open the list of all actions."""
-        if not CommandPalette.is_open(self):
-            self.push_screen(CommandPalette(placeholder=tr("Find an action"), id="--command-palette"))
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
+            words = tr("Find an action")
+            self.push_screen(CommandPalette(placeholder=words, id="--command-palette"))
 
     def action_export(self) -> None:
         """Write curves, facts and the screen into the folder."""
@@ -399,11 +401,12 @@ class MemplanApp(App[None]):
                 yield SystemCommand(tr(key.title), tr(key.sentence), self._runner(key.action))
 
     def _runner(self, action: str) -> Callable[[], None]:
+        owner = self if action.startswith("app.") else self.screen
+
         async def run() -> None:
-            await self.run_action(action.removeprefix("app."), self if "app." in action else None)
+            await self.run_action(action.removeprefix("app."), owner)
 
-        async def on_screen() -> None:
-            await self.run_action(action, self.screen)
+        def later() -> None:
+            self.call_later(run)
 
-        chosen = run if action.startswith("app.") else on_screen
-        return lambda: self.call_later(chosen)
+        return later

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 from dataclasses import dataclass, replace
 
@@ -86,10 +86,10 @@ def parse_time(words: str, clock: Replay) -> int | None:
     match = _DAYTIME.fullmatch(typed)
     if match is None or int(match[1]) > 23 or int(match[2]) > 59 or int(match[3] or 0) > 59:
         return None
-    begin = datetime.datetime.fromtimestamp(clock.start_ns / 1e9).astimezone()
+    begin = dt.datetime.fromtimestamp(clock.start_ns / 1e9).astimezone()
     wanted = begin.replace(
         hour=int(match[1]), minute=int(match[2]), second=int(match[3] or 0), microsecond=0
     )
     if wanted < begin.replace(microsecond=0):
-        wanted += datetime.timedelta(days=1)
+        wanted += dt.timedelta(days=1)
     return round(wanted.timestamp()) * 10**9

@@ -127,13 +127,15 @@ def bar(size: float, whole: float, width: int) -> str:
     return "█" * filled + "·" * (width - filled)
 
 
-_PLAIN = str.maketrans("─│█▏▌·…↑→×■□▸✓", "-|#:=.~^>x#.>*")
+_PLAIN = str.maketrans("─│█▒▏·…↑→▸", "-|#+:.~^>>")
 
 
 def plain(words: str) -> str:
     """Return a text in ASCII, for terminals that have nothing else: accents are left out."""
     text_ = unicodedata.normalize("NFKD", words.translate(_PLAIN))
-    return "".join(char if ord(char) < 128 else "?" for char in text_ if not unicodedata.combining(char))
+    return "".join(
+        char if ord(char) < 128 else "?" for char in text_ if not unicodedata.combining(char)
+    )
 
 
 def table(
@@ -166,7 +168,9 @@ def table(
             grown = min(left, max(longest - sizes[i], 0))
             sizes[i] += grown
             left -= grown
-    lines = [_row([(columns[i].label, "head") for i in kept], [columns[i] for i in kept], sizes, kept)]
+    lines = [
+        _row([(columns[i].label, "head") for i in kept], [columns[i] for i in kept], sizes, kept)
+    ]
     for number, row in enumerate(cells):
         line = _row([row[i] for i in kept], [columns[i] for i in kept], sizes, kept)
         if number == cursor:
@@ -195,5 +199,9 @@ def _row(
         shown = cut(words, size)
         gap = " " * GAP if n else ""
         space = " " * (size - len(shown))
-        line += [(gap + space, ""), (shown, role)] if column.right else [(gap, ""), (shown, role), (space, "")]
+        line += (
+            [(gap + space, ""), (shown, role)]
+            if column.right
+            else [(gap, ""), (shown, role), (space, "")]
+        )
     return [piece for piece in line if piece[0]]

@@ -25,8 +25,8 @@ __all__ = [
 Points = tuple[tuple[int, int], ...]
 """(nanoseconds, bytes), by time."""
 
-State = Literal["ok", "missing", "newer", "locked", "broken"]
-"""Can the database be read, and if not, why."""
+State = Literal["reading", "ok", "missing", "newer", "locked", "broken"]
+"""Can the database be read, and if not, why; "reading" = the first answer has not come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,8 @@ class Page(Screen[None]):
         return [said, *rest] if said is not None else rest
 
     def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
-        left: Line = [(f" memplan  {tr(self.TITLE_WORD)}   {headline(snapshot.detail)}", "")]
+        known = snapshot.state == "ok" or snapshot.kept
+        about = headline(snapshot.detail) if known else ""
+        left: Line = [(f" memplan  {tr(self.TITLE_WORD)}   {about}", "")]
         words, role = look.clock
         return ends(left, [(f"{words} ", role)], width)

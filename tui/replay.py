@@ -1,4 +1,4 @@
-"""A stored window read once, and shown as of any time in it: the poller's answers, another clock."""
+"""A stored window read once and shown as of any time in it: the same screens, another clock."""
 
 from __future__ import annotations
 

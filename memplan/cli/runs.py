@@ -78,16 +78,27 @@ def _row(run: Run, peak: int | None, unit: str) -> list[str]:
 
 @click.command("show")
 @click.argument("run")
+@click.option("--chart", is_flag=True, help="Draw each device's memory over time.")
+@click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unit_option
-def show(*, run: str, as_json: bool, unit: str | None) -> None:
+def show(*, run: str, chart: bool, ascii_only: bool, as_json: bool, unit: str | None) -> None:
     """Show one run: how it ended, its phases with their counters, the peak of each series.
 
     RUN is an id, a unique beginning of one, or "last".
+
+    \b
+    memplan show last
+    memplan show last --chart
     """
     with _reader() as reader:
         found = reader.run(run)
         phases, peaks = reader.phases(found.id), reader.peaks(found.id)
+        if chart:
+            from memplan.cli.curves import chart_text
+
+            click.echo(chart_text(reader, found, chosen_unit(unit), ascii_only=ascii_only))
+            return
     if as_json:
         from memplan.serialize import to_dict
 

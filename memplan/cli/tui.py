@@ -48,8 +48,9 @@ def tui(
     memplan tui --replay last
     memplan tui --plain | less
     """
-    from memplan import config
     from memplan_tui import text
+
+    from memplan import config
 
     chosen = language or config.setting("language").value
     text.use(text.choose(chosen, os.environ))
@@ -73,11 +74,12 @@ def tui(
 
 
 def _show(database: str, unit: str, style: str, theme: str, run: str | None) -> int:
-    from memplan import config
-    from memplan.cli.whatif import WhatIf
     from memplan_tui import themes
     from memplan_tui.app import MemplanApp
     from memplan_tui.keys import checked
+
+    from memplan import config
+    from memplan.cli.whatif import WhatIf
 
     app = MemplanApp(
         database,
@@ -113,9 +115,10 @@ def _place(replay: str | None) -> tuple[str, str | None]:
 
 
 def _keys() -> str:
+    from memplan_tui.keys import KEYS, checked, listing
+
     from memplan import config
     from memplan.report import table
-    from memplan_tui.keys import KEYS, checked, listing
 
     moved = checked(config.moved_keys())
     rows = [("name", "key", "does"), *listing(KEYS, moved)]
@@ -125,9 +128,10 @@ def _keys() -> str:
 def _plain(database: str, unit: str) -> str:
     import time
 
-    from memplan.store.reader import StoreReader
     from memplan_tui.poller import Poller
     from memplan_tui.views.plain import plain_text
+
+    from memplan.store.reader import StoreReader
 
     poller = Poller(database, open_reader=StoreReader, now_ns=time.time_ns)
     try:

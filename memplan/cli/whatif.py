@@ -97,6 +97,7 @@ class WhatIf:
             baseline=known_baseline(),
             costs=_costs(first.vendor, first.compute, workload.runtime, workload.gpus),
             created_ns=plan.created_ns,
+            changes=False,  # a search takes seconds; `memplan fit` is for it
         )
         return replace(made, id=plan.id)
 
@@ -137,9 +138,10 @@ def _given(stored: Workload, changes: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of a plan that somebody set, with changes on top."""
     names = [field.name for field in fields(stored) if field.name not in _DERIVED]
     work = {
-        name: getattr(stored, name)
+        name: value
         for name in names
-        if name not in stored.assumed or name in {"task", "runtime"}
+        if (value := getattr(stored, name)) not in (None, ())
+        and (name not in stored.assumed or name in {"task", "runtime"})
     }
     for name, value in changes.items():
         if name in {"context", "seq", "batch"}:
@@ -159,7 +161,7 @@ def _names(stored: Workload, changes: Mapping[str, str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def _parsed(
+def _parsed(  # noqa: PLR0917 - a cache takes no names
     names: tuple[str, ...],
     host: int | None,
     disk: int | None,

@@ -7,6 +7,7 @@ the cache folder with its date; later plans for this machine use it in place of 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +28,8 @@ from memplan.units import GIB, MIB
 
 __all__ = ["Speed", "known_speed", "known_speeds", "measure_speeds"]
 
-_RAM_BYTES = 256 * MIB
+_RAM_BYTES = 512 * MIB
+_MOST_THREADS = 8
 _DISK_BYTES = GIB
 _CHUNK = 8 * MIB
 _COPY_BYTES = 256 * MIB
@@ -101,20 +104,26 @@ def _same_disk(name: str, folder: str, other: str) -> bool:
 
 
 def measure_speeds(
-    folder: Path, *, clock: Callable[[], float] = time.perf_counter, disk_bytes: int = _DISK_BYTES
+    folder: Path,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    disk_bytes: int | None = None,
 ) -> tuple[Speed, ...]:
     """Measure host memory, the disk of a folder and each GPU; keep and return what was found.
 
     Args:
         folder: where the disk is written and read; it must take `disk_bytes` for a moment.
         clock: seconds, rising.
-        disk_bytes: size of the file that is read; an eighth of the free space at most.
+        disk_bytes: size of the file that is read, at most an eighth of the free space; None = 1
+            GiB.
 
     Raises DeviceError when the folder cannot be written.
     """
+    rates, threads = _ram(clock)
+    how = f"{_RAM_BYTES // 2 // MIB} MiB copied by {threads} threads, reads and writes counted"
     found = (
-        _speed("ram", "", _ram(clock), f"{_RAM_BYTES // MIB} MiB copied by one thread"),
-        _disk(folder, clock, disk_bytes),
+        _speed("ram", "", rates, how),
+        _disk(folder, clock, _DISK_BYTES if disk_bytes is None else disk_bytes),
         *_gpus(),
     )
     kept = {speed.name: speed for speed in (*known_speeds(), *found)}
@@ -137,17 +146,27 @@ def _speed(name: str, detail: str, rates: list[float], how: str, low: float = 0.
     )
 
 
-def _ram(clock: Callable[[], float]) -> list[float]:
-    """Return bytes a second of copying memory, read and written bytes counted: 2 n / t."""
-    source, target = bytearray(_RAM_BYTES), bytearray(_RAM_BYTES)
-    view = memoryview(target)
-    view[:] = source
-    rates = []
-    for _ in range(_REPEATS):
-        began = clock()
-        view[:] = source
-        rates.append(2 * _RAM_BYTES / max(clock() - began, 1e-9))
-    return rates
+def _ram(clock: Callable[[], float]) -> tuple[list[float], int]:
+    """Return bytes a second that threads move together, each copying blocks of its own.
+
+    A copy reads and writes: 2 n / t. Returns the rates and the number of threads, at most eight,
+    so that each block is larger than a core's caches.
+    """
+    threads = max(1, min(len(os.sched_getaffinity(0)), _MOST_THREADS))
+    size = _RAM_BYTES // threads // 2
+    blocks = [
+        (ctypes.create_string_buffer(size), ctypes.create_string_buffer(size))
+        for _ in range(threads)
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def round_trip() -> float:
+            began = clock()
+            list(pool.map(lambda pair: ctypes.memmove(pair[0], pair[1], size), blocks))
+            return 2 * size * threads / max(clock() - began, 1e-9)
+
+        round_trip()
+        return [round_trip() for _ in range(_REPEATS)], threads
 
 
 def _disk(folder: Path, clock: Callable[[], float], most: int) -> Speed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memplan.emit.loader import TRIAL
 from memplan.emit.text import json_text, model_and_revision, refuse, stamp
 from memplan.errors import UsageError
 from memplan.placement.mapping import uncovered
@@ -22,33 +23,39 @@ _LOADER = '''\
     model = load()
 """
 
+import argparse
 import json
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
 HERE = Path(__file__).resolve().parent
+SETTINGS = json.loads((HERE / "accelerate.json").read_text(encoding="utf-8"))
 
 
 def load(**options):
     """Return the model, dispatched by the plan's device_map; options go to from_pretrained."""
-    plan = json.loads((HERE / "accelerate.json").read_text(encoding="utf-8"))
-    cls = getattr(transformers, plan["architecture"])
-    return cls.from_pretrained(
-        plan["model"],
-        revision=plan["revision"],
-        dtype=getattr(torch, plan["dtype"]),
-        attn_implementation=plan["attn_implementation"],
-        device_map=plan["device_map"],
-        offload_folder=str(HERE / plan["offload_folder"]),
+    cls = getattr(transformers, SETTINGS["architecture"])
+    model = cls.from_pretrained(
+        SETTINGS["model"],
+        revision=SETTINGS["revision"],
+        dtype=getattr(torch, SETTINGS["dtype"]),
+        attn_implementation=SETTINGS["attn_implementation"],
+        device_map=SETTINGS["device_map"],
+        offload_folder=str(HERE / SETTINGS["offload_folder"]),
         **options,
-    ).eval()
+    )
+    for name in SETTINGS["host_lookup"]:
+        look_up_on_host(model.get_submodule(name))
+    return model.eval()
 
 
-if __name__ == "__main__":
-    places = {{str(place) for place in load().hf_device_map.values()}}
-    print("loaded on", ", ".join(sorted(places)))
+def look_up_on_host(embedding):
+    """Let the host look tokens up, and send their rows back instead of copying the whole table."""
+    remove_hook_from_module(embedding)
+    add_hook_to_module(embedding, AlignDevicesHook("cpu", io_same_device=True))
 '''
 
 
@@ -86,8 +93,12 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
         "device_map": complete_map(plan, spec),
         "max_memory": _max_memory(plan),
         "offload_folder": "offload",
+        "host_lookup": list(plan.placement.host_lookup),
+        "batch": plan.workload.batch,
     }
-    loader = _LOADER.format(name=plan.model.name, plan_id=said["plan"], version=said["version"])
+    loader = (_LOADER + TRIAL).format(
+        name=plan.model.name, plan_id=said["plan"], version=said["version"]
+    )
     return {"accelerate.json": json_text(settings), "load.py": loader}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.emit.text import comment, json_text, refuse, shell_file, stamp
+from memplan.emit.text import HERE, comment, json_text, refuse, shell_file, stamp
+from memplan.emit.train_settings import script_files
 from memplan.emit.training import layout, offloaded_to, require_training, trainer_arguments
 from memplan.parallel.grid import grid_of
 from memplan.parallel.types import ShardOptions
@@ -22,7 +23,7 @@ NVME_FOLDER = "/tmp/deepspeed"  # noqa: S108 - what DeepSpeed's own examples nam
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """Return file name -> content: ds_config.json, launch.sh, sft_config.json, and a hostfile.
+    """Return file name -> content: the config, scripts, the Trainer's arguments, a hostfile.
 
     Every number that the plan counted with is written out and nothing is "auto": the file is good
     for deepspeed.initialize as it is, and the Trainer refuses arguments that contradict it.
@@ -43,7 +44,7 @@ def files(plan: Plan) -> dict[str, str]:
             hint="plan without --tp, --pp, --cp and --ep, or with --strategy fsdp2",
         )
     ranks = layout(plan, "deepspeed")
-    words = ["deepspeed", "--num_nodes", str(ranks.nodes), "--num_gpus", str(ranks.per_node)]
+    words = ["deepspeed", "--num_nodes", "1", "--num_gpus", str(ranks.per_node)]
     found = {
         "ds_config.json": json_text(_config(plan)),
         "sft_config.json": json_text(
@@ -52,12 +53,18 @@ def files(plan: Plan) -> dict[str, str]:
         ),
     }
     if ranks.nodes > 1:
-        words = ["deepspeed", "--hostfile", "hostfile"]
+        words = ["deepspeed", "--hostfile", HERE + "/hostfile"]
         hosts = "".join(f"node{i} slots={ranks.per_node}\n" for i in range(ranks.nodes))
         head = comment(plan, "deepspeed", "the machines' names: ssh must reach each of them")
         found["hostfile"] = head + hosts
-    use = comment(plan, "deepspeed", "launch.sh train.py --deepspeed ds_config.json ...")
-    return found | {"launch.sh": shell_file(use, words)}
+    found |= script_files(plan, ranks, "deepspeed", settings="train.json")
+    use = comment(
+        plan,
+        "deepspeed",
+        "train.py takes steps on random tokens; a script of your own takes sft_config.json's",
+        "arguments and --deepspeed ds_config.json",
+    )
+    return found | {"launch.sh": shell_file(use, [*words, HERE + "/train.py"])}
 
 
 def _config(plan: Plan) -> dict[str, Any]:

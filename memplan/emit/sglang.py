@@ -16,6 +16,7 @@ FIELDS = frozenset(
         *("model_path", "revision", "dtype", "quantization", "context_length", "kv_cache_dtype"),
         *("max_running_requests", "max_total_tokens", "chunked_prefill_size"),
         *("mem_fraction_static", "tp_size", "pp_size", "dp_size", "ep_size", "cpu_offload_gb"),
+        *("offload_group_size", "offload_num_in_group", "offload_prefetch_step"),
         *("max_loras_per_batch", "max_lora_rank", "enable_lora"),
     }
 )
@@ -63,7 +64,11 @@ def words(plan: Plan) -> list[str]:
     degrees = {"tp": told.tp, "pp": told.pp, "dp": work.dp, "ep": work.ep}
     for name, degree in degrees.items():
         found += [f"--{name}-size", str(degree)] if degree > 1 else []
-    if told.offload_bytes:
+    chosen = plan.placement.settings
+    if "offload_group_size" in chosen:
+        for name in ("offload_group_size", "offload_num_in_group", "offload_prefetch_step"):
+            found += [f"--{name.replace('_', '-')}", str(chosen[name])]
+    elif told.offload_bytes:
         # SGLang takes whole GiB: rounded up, so that the GPU holds no more than planned.
         found += ["--cpu-offload-gb", str(-(-told.offload_bytes // GIB))]
     if work.lora_slots:

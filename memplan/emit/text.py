@@ -13,6 +13,7 @@ from memplan.errors import UsageError
 from memplan.types import Ledger, Plan
 
 __all__ = [
+    "HERE",
     "VERSIONS",
     "command_text",
     "comment",
@@ -40,6 +41,9 @@ VERSIONS: Mapping[str, str] = {
     "kubernetes": "1.31",
 }
 """The version of each engine whose options the files were written by, and held against."""
+
+HERE = '$(dirname "$0")'
+"""Folder of the script that a shell runs."""
 
 _PLAIN = re.compile(r"^[A-Za-z_][A-Za-z0-9_./-]*$")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
@@ -141,7 +145,7 @@ def _scalar(value: Any) -> str:
 
 
 def command_text(words: Sequence[str]) -> str:
-    """Return a shell command, one option with its value a line; what begins with "$" is the shell's."""
+    """Return a shell command, an option with its value a line; the shell expands "$" words."""
     lines: list[str] = []
     for word in words:
         text = f'"{word}"' if word.startswith("$") else shlex.quote(word)

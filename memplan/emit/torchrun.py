@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from memplan.emit.accelerate import ATTENTION
 from memplan.emit.text import (
+    HERE,
     comment,
-    json_text,
-    model_and_revision,
     refuse,
     shell_file,
-    stamp,
 )
-from memplan.emit.torchrun_script import SCRIPT
+from memplan.emit.train_settings import OPTIMIZER_CLASSES, script_files
 from memplan.emit.training import (
     Layout,
     layout,
     lora_config,
-    offloaded_to,
     require_training,
 )
 from memplan.errors import UsageError
@@ -28,36 +22,13 @@ from memplan.footprint.estimate import trained_tensors
 from memplan.parallel.grid import grid_of
 from memplan.parallel.groups import Groups, fsdp_groups
 from memplan.parallel.model import unit_of
-from memplan.parallel.types import ShardOptions
 from memplan.types import ModelSpec, Plan
 from memplan.units import format_bytes
 
-__all__ = ["OPTIMIZER_CLASSES", "PORT", "files", "launch_words"]
+__all__ = ["PORT", "files", "launch_words"]
 
 PORT = 29500
 """Of the rendezvous on the first machine: torchrun's own default."""
-
-HERE = '$(dirname "$0")'
-"""Folder of the script that the shell runs."""
-
-OPTIMIZER_CLASSES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "adamw": ("torch.optim.AdamW", {}),
-    "adamw-foreach": ("torch.optim.AdamW", {"foreach": True}),
-    "adamw-for-loop": ("torch.optim.AdamW", {"foreach": False}),
-    "adamw-fused": ("torch.optim.AdamW", {"fused": True}),
-    "adam": ("torch.optim.Adam", {}),
-    "adagrad": ("torch.optim.Adagrad", {}),
-    "rmsprop": ("torch.optim.RMSprop", {}),
-    "sgd": ("torch.optim.SGD", {}),
-    "sgd-momentum": ("torch.optim.SGD", {"momentum": 0.9}),
-    "adafactor": ("torch.optim.Adafactor", {}),
-    "adamw-8bit": ("bitsandbytes.optim.AdamW8bit", {}),
-    "paged-adamw": ("bitsandbytes.optim.PagedAdamW", {}),
-    "paged-adamw-8bit": ("bitsandbytes.optim.PagedAdamW8bit", {}),
-    "lion": ("bitsandbytes.optim.Lion", {}),
-    "lion-8bit": ("bitsandbytes.optim.Lion8bit", {}),
-}
-"""memplan's optimizer -> its class and the arguments that the plan rests on."""
 
 _WHOLE_TENSORS = ("bitsandbytes.", "torch.optim.Adafactor")
 """Classes that do not take the parts of a divided tensor (DTensor)."""
@@ -78,24 +49,11 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
     _require(plan)
     ranks = layout(plan, "torchrun")
     groups = _groups(plan, spec)
-    model, revision = model_and_revision(plan)
-    said = stamp(plan, "torch")
-    settings = {
-        "memplan": said,
-        "model": model,
-        "revision": revision,
-        "architecture": plan.model.architecture,
-        **_settings(plan),
-        "groups": [*_layers(spec), *groups.modules] if plan.workload.strategy == "fsdp2" else [],
-    }
-    script = SCRIPT.format(
-        name=plan.model.name, ranks=ranks.processes, plan_id=said["plan"], version=said["version"]
-    )
+    names = [*_layers(spec), *groups.modules] if plan.workload.strategy == "fsdp2" else []
     head = comment(plan, "torch", *_remarks(ranks, groups))
     return {
         "launch.sh": shell_file(head, launch_words(ranks, plan.id), environment=_rendezvous(ranks)),
-        "train.py": script,
-        "torchrun.json": json_text(settings),
+        **script_files(plan, ranks, "torch", settings="torchrun.json", groups=names),
     }
 
 
@@ -177,33 +135,6 @@ def _no_script(plan: Plan, why: str) -> UsageError:
     return refuse(
         "torchrun", plan, why, hint="plan with --strategy fsdp2 and adamw, or see docs/engines.md"
     )
-
-
-def _settings(plan: Plan) -> dict[str, Any]:
-    work, grid, options = plan.workload, grid_of(plan.workload), ShardOptions()
-    name, arguments = OPTIMIZER_CLASSES[str(work.optimizer)]
-    config = lora_config(plan)
-    fsdp = work.strategy == "fsdp2"
-    mixed = "bfloat16" if work.precision == "bf16-mixed" else None
-    return {
-        "dtype": work.dtype,
-        "attn_implementation": ATTENTION[work.attention],
-        "strategy": work.strategy or "none",
-        "tp": grid.tp,
-        "dp": grid.dp,
-        "gathered_in": mixed if fsdp and grid.tp == 1 else None,
-        "reduced_in": options.reduce_dtype,
-        "autocast": None if fsdp and grid.tp == 1 else mixed,
-        "reshard_after_forward": options.reshard_after_forward,
-        "offload": offloaded_to(plan, "weights") == "cpu",
-        "checkpointing": work.checkpointing,
-        "lora": {k: v for k, v in config.items() if k != "peft_type"} if config else None,
-        "lora_dtype": work.lora_dtype,
-        "optimizer": {"class": name, "arguments": arguments},
-        "batch": work.batch,
-        "seq": work.seq,
-        "grad_accum": work.grad_accum or 1,
-    }
 
 
 def _layers(spec: ModelSpec) -> list[str]:

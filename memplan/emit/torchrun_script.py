@@ -7,10 +7,10 @@ __all__ = ["SCRIPT"]
 SCRIPT = '''\
 """Trains {name} on {ranks} processes as plan {plan_id} says (written by memplan {version}).
 
-    sh launch.sh --steps 4            # steps on random tokens; prints what each rank holds
+    sh {launch} --steps 4            # steps on random tokens; prints what each rank holds
     from train import prepare         # in a script of your own: model and optimizer, divided
 
-What is divided how stands in torchrun.json beside this file.
+What is divided how stands in {settings} beside this file.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch.distributed as dist
 import transformers
 
 HERE = Path(__file__).resolve().parent
-PLAN = json.loads((HERE / "torchrun.json").read_text(encoding="utf-8"))
+PLAN = json.loads((HERE / "{settings}").read_text(encoding="utf-8"))
 DTYPE = getattr(torch, PLAN["dtype"])
 
 
@@ -41,9 +41,11 @@ def prepare(random_weights=False):
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    if "RANK" in os.environ and not dist.is_initialized():
+    if "RANK" in os.environ and not PLAN["strategy"].startswith("zero"):
         dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
     kind = PLAN["strategy"]
+    if kind.startswith("zero"):
+        return zero(random_weights)
     if PLAN["tp"] > 1:
         model = tensor_parallel(random_weights)
     elif kind == "fsdp2":
@@ -159,6 +161,34 @@ def fill(model, random_weights):
     set_model_state_dict(model, state, options=options)
 
 
+def zero(random_weights):
+    """Return DeepSpeed's engine by ds_config.json, and the optimizer inside it."""
+    import deepspeed
+
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+    model = checkpointed(adapted(whole(random_weights)))
+    config = json.loads((HERE / "ds_config.json").read_text(encoding="utf-8"))
+    engine, chosen, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer(model), config=config
+    )
+    return engine, chosen
+
+
+def zero_parts(engine):
+    """Return what DeepSpeed holds of weights, and of master weights with optimizer states."""
+    zero = engine.optimizer
+    values = [v for state in zero.optimizer.state.values() for v in state.values()]
+    states = [v for v in values if hasattr(v, "numel")]
+    if PLAN["strategy"] == "zero3":
+        weights = [zero.lp_param_buffer]
+        masters = zero.fp32_partitioned_groups_flat
+    else:
+        weights, masters = zero.bit16_groups_flat, zero.single_partition_of_fp32_groups
+    known = {{local(t).untyped_storage().data_ptr() for t in weights}}
+    apart = [t for t in masters if t.untyped_storage().data_ptr() not in known]
+    return weights, [*apart, *states]
+
+
 def tensor_parallel(random_weights):
     """Return the model divided by transformers' own plan, its copies by FSDP2 where planned."""
     from transformers.distributed import DistributedConfig
@@ -194,8 +224,13 @@ def step(model, chosen, tokens):
     for _ in range(PLAN["grad_accum"]):
         with torch.autocast(here, getattr(torch, autocast or "bfloat16"), enabled=bool(autocast)):
             loss = model(input_ids=tokens, labels=tokens).loss
+        if PLAN["strategy"].startswith("zero"):
+            model.backward(loss)
+            model.step()
+            continue
         (loss / PLAN["grad_accum"]).backward()
-    chosen.step()
+    if not PLAN["strategy"].startswith("zero"):
+        chosen.step()
     return loss.detach()
 
 
@@ -216,12 +251,19 @@ def held(tensors):
 
 def report(model, chosen):
     """Return what this rank holds after a step, by kind and device, and its peaks."""
-    states = [v for state in chosen.state.values() for v in state.values() if hasattr(v, "numel")]
+    if PLAN["strategy"].startswith("zero"):
+        weights, states = zero_parts(model)
+        parts = {{"weights": held(weights), "optimizer": held(states)}}
+    else:
+        states = [v for state in chosen.state.values() for v in state.values()]
+        parts = {{
+            "weights": held(model.parameters()),
+            "gradients": held(p.grad for p in model.parameters()),
+            "optimizer": held(v for v in states if hasattr(v, "numel")),
+        }}
     found = {{
         "rank": int(os.environ.get("RANK", 0)),
-        "weights": held(model.parameters()),
-        "gradients": held(p.grad for p in model.parameters()),
-        "optimizer": held(states),
+        **parts,
         "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }}
     if torch.cuda.is_available():
@@ -234,12 +276,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--random-weights", action="store_true", help="do not read the weights")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher
     parser.add_argument("--report", type=Path, help="folder for RANK.json: what each rank holds")
     args = parser.parse_args()
     model, chosen = prepare(args.random_weights)
     shape = (PLAN["batch"], PLAN["seq"])
     for number in range(args.steps):
-        if number:
+        if number and not PLAN["strategy"].startswith("zero"):
             chosen.zero_grad()
         high = model.config.get_text_config().vocab_size if hasattr(model, "config") else 100
         tokens = torch.randint(0, high, shape, device=device())
@@ -259,4 +302,4 @@ def main():
 if __name__ == "__main__":
     main()
 '''
-"""Filled in with `str.format`: name, ranks, plan_id and version."""
+"""Filled in with `str.format`: name, ranks, plan_id, version, launch and settings."""

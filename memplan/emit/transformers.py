@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.emit.accelerate import ATTENTION, complete_map
+from memplan.emit.loader import TRIAL
 from memplan.emit.text import json_text, model_and_revision, refuse, stamp
 from memplan.errors import UsageError
 from memplan.formats.quantized import Scheme, parse_scheme
@@ -39,6 +40,7 @@ _LOADER = '''\
     model.generate(tokens, **generate_options())
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -63,11 +65,6 @@ def generate_options():
     """Return the arguments of generate that the plan rests on."""
     return dict(SETTINGS["generate"])
 
-
-if __name__ == "__main__":
-    model = load()
-    places = getattr(model, "hf_device_map", {{"": model.device}}).values()
-    print("loaded on", ", ".join(sorted({{str(place) for place in places}})))
 '''
 
 
@@ -164,8 +161,9 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
         "architecture": plan.model.architecture,
         "from_pretrained": {"revision": revision, **_arguments(plan, spec)},
         "generate": _generate(plan),
+        "batch": work.batch,
     }
-    loader = _LOADER.format(
+    loader = (_LOADER + TRIAL).format(
         name=plan.model.name,
         plan_id=plan.id or "(not saved)",
         version=settings["memplan"]["version"],  # type: ignore[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memplan.emit.serving import KV_NAMES, serving
+from memplan.emit.serving import KV_NAMES, Serving, serving
 from memplan.emit.text import comment, model_and_revision, refuse, shell_file
 from memplan.formats.quantized import parse_scheme
 from memplan.runtimes.vllm import BATCHED_TOKENS
@@ -59,9 +59,28 @@ def words(plan: Plan) -> list[str]:
         found += ["--data-parallel-size", str(work.dp)]
     if work.ep > 1:
         found += ["--enable-expert-parallel"]
-    if told.offload_bytes:
-        found += ["--cpu-offload-gb", f"{told.offload_bytes / GIB:.3f}"]
-    return found + _adapters(plan)
+    return [*found, *_offload(plan, told), *_adapters(plan)]
+
+
+def _offload(plan: Plan, told: Serving) -> list[str]:
+    """Return what stays in host memory: layers that are fetched ahead, or parameters in order.
+
+    vLLM moves one parameter after another while less than the budget has moved, so the budget is
+    the sum of what has to move, rounded down to a KiB.
+    """
+    chosen = plan.placement.settings
+    if "offload_group_size" in chosen:
+        return [
+            *("--offload-backend", "prefetch"),
+            *("--offload-group-size", str(chosen["offload_group_size"])),
+            *("--offload-num-in-group", str(chosen["offload_num_in_group"])),
+            *("--offload-prefetch-step", str(chosen["offload_prefetch_step"])),
+        ]
+    size = chosen.get("cpu_offload_bytes", 0) // (told.tp * told.pp) or told.offload_bytes
+    if not size:
+        return []
+    only = ["--cpu-offload-params", "experts"] if chosen.get("cpu_offload_experts") else []
+    return ["--cpu-offload-gb", f"{size // 1024 * 1024 / GIB:.6f}", *only]
 
 
 def _cache_type(plan: Plan) -> str:

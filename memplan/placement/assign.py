@@ -11,7 +11,7 @@ from memplan.placement.engines import profile_of
 from memplan.placement.fills import filled
 from memplan.placement.loads import Assignment, budget, buffer_line, spill
 from memplan.placement.pins import pinned
-from memplan.placement.several import Block, Spread, blocks_of, spread
+from memplan.placement.several import Block, Spread, blocks_of, missing_bytes, spread
 from memplan.placement.solve import Fill
 from memplan.placement.units import Unit
 from memplan.placement.words import policy_one, policy_several
@@ -128,6 +128,7 @@ def _one(work: _Work, main: Device) -> Assignment:
         reused=spilled.reused,
         hosted=fill.hosted,
         settings=fill.settings,
+        short_bytes=max(0, -budget(main, work.footprint.lines, high=False)),
         policy=policy_one(main, work.units, fill, spilled.held, work.engine),
     )
 
@@ -142,7 +143,7 @@ def _filled(work: _Work, main: Device, fixed: Sequence[Line]) -> Fill:
     if False not in wishes.values():
         if sum(unit.weight_bytes for unit in work.units) <= room:
             return everything
-        if work.lookups and (fill := by_lookup(work.units, tight, wishes)):
+        if work.lookups and (fill := by_lookup(work.units, room, wishes)):
             return fill
     for size in (tight, room):
         if (fill := filled(work.engine, work.units, size, wishes)) and _in_use(fill, work):
@@ -241,6 +242,7 @@ class _Several:
             offloaded=spilled.held,
             reused=spilled.reused,
             hosted=found.fill.hosted,
+            short_bytes=missing_bytes(self._blocks, self._budgets(high=False)) if away else 0,
             policy=policy_several(self._gpus, work.units, found, spilled.held, work.engine),
         )
 

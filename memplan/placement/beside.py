@@ -23,15 +23,15 @@ def room_for_weights(plan: Plan) -> dict[str, int]:
     """Return what each device offers for weights and the reload buffer, in bytes.
 
     Capacity less reserve, cache, activations, buffers and context, by upper ends of their bands
-    where the plan itself streams, else by best estimates.
+    where the plan stays within them, else by best estimates.
     """
-    tight = bool(plan.placement.offloaded_bytes)
-    return {x.name: _room(x, tight=tight) for x in plan.devices if x.kind != "disk"}
+    return {x.name: _room(x) for x in plan.devices if x.kind != "disk"}
 
 
-def _room(ledger: Ledger, *, tight: bool) -> int:
+def _room(ledger: Ledger) -> int:
     moves = sum(ledger.items.get(name, 0) for name in _MOVES)
-    total = ledger.high_bytes if tight else ledger.total_bytes
+    within = ledger.high_bytes + ledger.reserve_bytes <= ledger.capacity_bytes
+    total = ledger.high_bytes if within else ledger.total_bytes
     return ledger.capacity_bytes - ledger.reserve_bytes - (total - moves)
 
 

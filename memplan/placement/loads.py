@@ -30,6 +30,8 @@ class Assignment:
     """Positions of embeddings that the host looks up."""
     settings: FrozenMap[int] = field(default_factory=FrozenMap)
     """What the engine must be told."""
+    short_bytes: int = 0
+    """What the first computing device lacks to hold all of its share; 0 = nothing."""
     policy: str = ""
     """The rule in words."""
     modules: FrozenMap[str] | None = None

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import permutations, product
 
 from memplan.placement.engines import EngineProfile
-from memplan.placement.solve import Fill, fill_one, split_layers
+from memplan.placement.solve import Fill, fill_one, in_order, split_layers
 from memplan.placement.units import Unit
 from memplan.units import MIB
 
-__all__ = ["Block", "Spread", "blocks_of", "spread"]
+__all__ = ["Block", "Spread", "blocks_of", "missing_bytes", "spread"]
 
 _ORDERS = 24
 """Orders of GPUs that are tried where they differ in size: 4 of them in every order."""
@@ -100,7 +100,7 @@ def spread(
         if whole := _whole(blocks, budgets, pins, frozenset()):
             return whole
         tables = _tables(blocks, pins) if away and lookups else frozenset()
-        if tables and (whole := _whole(blocks, tight, pins, tables)):
+        if tables and (whole := _whole(blocks, budgets, pins, tables)):
             return whole
     if not away:
         return None
@@ -124,6 +124,20 @@ def _best_streamed(
             if plan is not None and (saved := _saved(blocks, plan, engine)) > most:
                 best, most = plan, saved
     return best
+
+
+def missing_bytes(blocks: Sequence[Block], budgets: Sequence[int]) -> int:
+    """Return what the first GPU lacks so that all blocks live whole on the GPUs, in their order.
+
+    0 when they do already.
+    """
+    loads = [block.weight_bytes + block.cache_bytes for block in blocks]
+    low, high = -1, sum(loads) + max(0, -budgets[0])
+    while high - low > MIB:
+        middle = (low + high) // 2
+        more = [budgets[0] + middle, *budgets[1:]]
+        low, high = (low, middle) if in_order(loads, more) else (middle, high)
+    return high if high > MIB or not in_order(loads, budgets) else 0
 
 
 def _tables(blocks: Sequence[Block], pins: Mapping[int, int | None]) -> frozenset[int]:

@@ -15,7 +15,7 @@ from memplan.placement.units import Unit
 from memplan.types import FrozenMap
 from memplan.units import MIB
 
-__all__ = ["Fill", "Group", "fill_one", "grouped", "split_layers"]
+__all__ = ["Fill", "Group", "fill_one", "grouped", "in_order", "split_layers"]
 
 
 _SMALL_BYTES = MIB
@@ -219,13 +219,13 @@ def split_layers(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | No
 
     Returns the device's index for each block, or None when f = 1 does not suffice.
     """
-    best = _walk(loads, budgets)
+    best = in_order(loads, budgets)
     if best is None:
         return None
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
         share = (low + high) / 2
-        found = _walk(loads, [int(share * budget) for budget in budgets])
+        found = in_order(loads, [int(share * budget) for budget in budgets])
         if found is None:
             low = share
         else:
@@ -237,7 +237,8 @@ _STEPS = 24
 """Halvings of the share: to a ten-millionth of the budget, less than any layer."""
 
 
-def _walk(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | None:
+def in_order(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | None:
+    """Return the device of each block when each is filled to the brim in turn, None = too small."""
     result: list[int] = []
     device, used = 0, 0
     for load in loads:

@@ -60,7 +60,7 @@ class HelpScreen(Screen[None]):
         shown: list[Line] = lines[self._first : self._first + height]
         below = len(lines) - self._first - height
         note = tr("{n} more lines: down").format(n=below) if below > 0 else ""
-        title: Line = [(f" memplan  {tr('Help')}", "")]
+        title: Line = [(" memplan  " + tr("Help"), "")]
         self.query_one("#status", Canvas).show([ends(title, [(f"{note} ", "")], self.size.width)])
         self.query_one("#body", Canvas).show(shown)
         self.query_one("#keys", Canvas).show([footer("help", self._moved, width, own=True)])
@@ -73,4 +73,3 @@ class HelpScreen(Screen[None]):
     def action_close(self) -> None:
         """Go back."""
         self.dismiss()
-

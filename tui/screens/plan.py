@@ -51,6 +51,7 @@ class PlanScreen(Page):
     def __init__(self) -> None:
         super().__init__()
         self._changes: dict[str, str] = {}
+        self._good: dict[str, str] = {}
         self._made: Plan | None = None
         self._stored: Plan | None = None
         self._error = ""
@@ -60,7 +61,8 @@ class PlanScreen(Page):
         plan = snapshot.plan
         assert plan is not None
         if self._stored is None or self._stored.id != plan.id:
-            self._stored, self._changes, self._made, self._error = plan, {}, None, ""
+            self._stored = plan
+            self._forget()
             if self.memplan.planner is not None:
                 self._prepare(plan)
         shown = self._made or plan
@@ -111,20 +113,40 @@ class PlanScreen(Page):
         self._set(plan, planner, name, values[(place + step) % len(values)])
 
     def _set(self, plan: Plan, planner: Planner, name: str, value: str) -> None:
+        """Show the new value at once, and its plan as soon as it is made."""
         changes = {**self._changes, name: value}
-        changes = {k: v for k, v in changes.items() if v != planner.current(plan)[k]}
+        self._changes = {k: v for k, v in changes.items() if v != planner.current(plan)[k]}
         self._error = ""
-        self._changes = changes
+        self._replan(plan, planner, dict(self._changes))
+        self.show()
+
+    @work(thread=True, exclusive=True, group="whatif")
+    def _replan(self, plan: Plan, planner: Planner, changes: dict[str, str]) -> None:
+        """Plan in a thread, so that the screen answers while many ranks are reckoned."""
+        made: Plan | None = None
+        problem = ""
         try:
-            self._made = planner.replan(plan, changes) if changes else None
+            made = planner.replan(plan, changes) if changes else None
         except MemplanError as error:
-            self._error = f"{value}: {error}"
+            problem = str(error)
+        self.app.call_from_thread(self._answer, changes, made, problem)
+
+    def _answer(self, changes: dict[str, str], made: Plan | None, problem: str) -> None:
+        if changes != self._changes:
+            return  # another key was pressed meanwhile
+        if problem:
+            self._changes, self._error = self._good, problem
+        else:
+            self._made, self._good = made, changes
         self.show()
 
     def action_reset(self) -> None:
         """Show the plan as stored."""
-        self._changes, self._made, self._error = {}, None, ""
+        self._forget()
         self.show()
+
+    def _forget(self) -> None:
+        self._changes, self._good, self._made, self._error = {}, {}, None, ""
 
     def action_other(self, step: int) -> None:
         """Show another stored plan."""

@@ -20,7 +20,8 @@ class Prompt(ModalScreen[str | None]):
     Prompt { align: center middle; }
     Prompt > Vertical { width: 72; max-width: 100%; height: auto; padding: 0 1;
         background: $surface; border: round $primary; }
-    Prompt Input { border: none; height: 1; padding: 0; background: $surface; }
+    Prompt Input, Prompt Input:focus { border: none; height: 1; padding: 0; background: $panel; }
+    Prompt:nocolor Input { text-style: underline; }
     Prompt:nocolor > Vertical { border: ascii $foreground; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -99,9 +99,9 @@ def charts(snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line
 def _head(curve: Curve, look: Look, width: int, *, hidden: int) -> Line:
     facts = []
     if curve.plan is not None:
-        facts.append(f"{tr('plan')} {size(curve.plan, look.unit)}")
+        facts.append(tr("plan {size}").format(size=size(curve.plan, look.unit)))
     if curve.capacity is not None:
-        facts.append(f"{tr('capacity')} {size(curve.capacity, look.unit)}")
+        facts.append(tr("capacity {size}").format(size=size(curve.capacity, look.unit)))
     if hidden:
         facts.append(tr("+{n} more: d").format(n=hidden))
     return heading(curve.device, width, " · ".join(facts))

@@ -69,29 +69,35 @@ def explanation(detail: Detail, look: Look, width: int) -> list[Line]:
         None: (tr("NOT COMPARED"), "dim"),
     }
     word, role = words[detail.comparison.verdict]
+    if detail.run.status == "running" and detail.comparison.verdict == "under":
+        word, role = tr("BELOW PLAN SO FAR"), "dim"
     found = worst(detail.comparison)
     if found is None:
         why = tr("no plan was given") if detail.plan is None else tr("nothing was measured")
         return wrapped(f"{word}: {why}", width, role)
     lines = wrapped(f"{word}: {_sentence(found, look.unit)}", width, role)
-    return [*lines, *(line for text in _notes(detail, found) for line in wrapped(text, width, "dim"))]
+    return [
+        *lines,
+        *(line for text in _notes(detail, found) for line in wrapped(text, width, "dim")),
+    ]
 
 
 def _sentence(found: Gap, unit: str) -> str:
     if not found.gap_bytes:
         return tr("{device} peaked at its plan to the byte.").format(device=found.device)
     side = tr("above") if found.gap_bytes > 0 else tr("below")
-    share = abs(found.gap_bytes) / max(found.planned_bytes, 1)
+    share = f" ({found.share:.1%})" if found.share is not None else ""
     inside = tr("inside its band") if found.within_band else tr("outside its band")
-    text = tr("{device} peaked {size} ({share}) {side} its plan, {inside}.").format(
+    text = tr("{device} peaked {size}{share} {side} its plan, {inside}.").format(
         device=found.device,
         size=size(abs(found.gap_bytes), unit),
-        share=f"{share:.1%}",
+        share=share,
         side=side,
         inside=inside,
     )
     terms = [f"{part_name(t.name)} {signed(t.bytes, unit)}" for t in found.terms[:3]]
-    return f"{text} {tr('It is made up of {terms}.').format(terms=', '.join(terms))}"
+    why = tr("It is made up of {terms}.").format(terms=", ".join(terms))
+    return f"{text} {why}"
 
 
 def _notes(detail: Detail, found: Gap) -> list[str]:
@@ -126,25 +132,26 @@ def _parts(detail: Detail, look: Look, width: int) -> list[Line]:
     ]
     rows: list[Sequence[Cell]] = []
     for device in detail.comparison.devices:
-        rows += _device(device, detail.plan, look.unit)
+        rows += _device(device, detail, look.unit)
     title = heading(tr("by part"), width, look.unit)
     return [title, *table(columns, rows, width)]
 
 
-def _device(device: DeviceComparison, plan: Plan | None, unit: str) -> list[Sequence[Cell]]:
-    rows: list[Sequence[Cell]] = [_peak(device, unit)]
-    rows += [_part(part, plan, unit) for part in device.parts]
+def _device(device: DeviceComparison, detail: Detail, unit: str) -> list[Sequence[Cell]]:
+    running = detail.run.status == "running"
+    rows: list[Sequence[Cell]] = [_peak(device, unit, running=running)]
+    rows += [_part(part, detail.plan, unit) for part in device.parts]
     if device.peak_bytes is not None:
         unknown = number(device.unaccounted_bytes, unit)
-        rows.append([f"  {tr('unaccounted')}", "", (unknown, "warn"), "", "", ""])
+        rows.append(["  " + tr("unaccounted"), "", (unknown, "warn"), "", "", ""])
     if device.peak_reserved_bytes is not None:
         reserved = (number(device.peak_reserved_bytes, unit), "measured")
-        rows.append([f"  {tr('peak reserved')}", "", reserved, "", "", (tr("allocator"), "dim")])
+        rows.append(["  " + tr("peak reserved"), "", reserved, "", "", (tr("allocator"), "dim")])
     return rows
 
 
-def _peak(device: DeviceComparison, unit: str) -> Sequence[Cell]:
-    word, role = judged(device)
+def _peak(device: DeviceComparison, unit: str, *, running: bool) -> Sequence[Cell]:
+    word, role = judged(device, running=running)
     return [
         (device.name, "bold"),
         (number(device.planned_bytes, unit), "plan"),
@@ -181,7 +188,10 @@ def _phases(detail: Detail, snapshot: Snapshot, look: Look, width: int) -> list[
         Column(label=tr("lasted"), width=8, drop=3),
     ]
     rows = [_phase(row, look.unit) for row in found]
-    return [heading(tr("by phase, what is alive in it"), width, look.unit), *table(columns, rows, width)]
+    return [
+        heading(tr("by phase, what is alive in it"), width, look.unit),
+        *table(columns, rows, width),
+    ]
 
 
 def _phase(row: PhaseRow, unit: str) -> Sequence[Cell]:

@@ -75,7 +75,9 @@ def _name(ledger: Ledger) -> Line:
 
 def _held(ledger: Ledger, look: Look) -> Line:
     free = ledger.free_bytes
-    text = f"  {number(ledger.total_bytes, look.unit):>8} / {number(ledger.capacity_bytes, look.unit)}"
+    text = (
+        f"  {number(ledger.total_bytes, look.unit):>8} / {number(ledger.capacity_bytes, look.unit)}"
+    )
     if free < 0:
         lacks = tr("LACKS {size}").format(size=number(-free, look.unit))
         return [(text, "bad"), (f"  {lacks}", "bad")]
@@ -91,7 +93,7 @@ def _scale(count: int, per: int, layers: int) -> Line:
         label = str(layer)
         if at + len(label) <= count:
             line[at : at + len(label)] = label
-    return [(f"{tr('layer'):<8}", "dim"), ("".join(line).rstrip(), "dim")]
+    return [(tr("layer").ljust(8), "dim"), ("".join(line).rstrip(), "dim")]
 
 
 def _outside(others: Mapping[str, str], width: int) -> Line:

@@ -102,9 +102,7 @@ def _rows(snapshot: Snapshot, unit: str) -> list[list[Cell]]:
     rows = list(detail.comparison.devices) if detail is not None else []
     found = [_run_row(snapshot, row, used, unit) for row in rows]
     names = {row.name for row in rows}
-    found += [
-        _machine_row(snapshot, name, used, unit) for name in used if name not in names
-    ]
+    found += [_machine_row(snapshot, name, used, unit) for name in used if name not in names]
     return found
 
 
@@ -113,7 +111,7 @@ def _run_row(
 ) -> list[Cell]:
     detail = snapshot.detail
     assert detail is not None
-    state = judged(row)
+    state = judged(row, running=detail.run.status == "running")
     if row.peak_bytes is None and row.name in used and row.name != "cpu":
         state = (tr("N/A per process"), "dim")
     return [
@@ -173,11 +171,11 @@ def _facts(detail: Detail | None, width: int) -> list[Line]:
     if detail is None:
         return []
     run = detail.run
-    end = detail.peaks and max(points[-1][0] for points in detail.history.values() if points)
+    end = max((points[-1][0] for points in detail.history.values()), default=run.started_ns)
     facts = [
         (tr("command"), cut(shlex.join(run.command), width - 12)),
         (tr("started"), clock(run.started_ns, day=True)),
-        (tr("lasted"), lasting(run.started_ns, run.ended_ns or end or run.started_ns)),
+        (tr("lasted"), lasting(run.started_ns, run.ended_ns or end)),
         (tr("host"), run.host),
         (tr("status"), run_state(detail)),
     ]
@@ -232,9 +230,7 @@ def _phases(detail: Detail | None, look: Look, width: int, *, most: int) -> list
         [
             phase.name,
             clock(phase.started_ns),
-            tr("goes on")
-            if phase.ended_ns is None
-            else lasting(phase.started_ns, phase.ended_ns),
+            tr("goes on") if phase.ended_ns is None else lasting(phase.started_ns, phase.ended_ns),
             (size(phase.counters.get("process.rss"), look.unit), "measured"),
         ]
         for phase in detail.phases[-most:]

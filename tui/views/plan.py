@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memplan_tui.lines import Cell, Line, cut, heading, length, wrapped
+from memplan_tui.lines import Line, cut, heading, length, wrapped
 from memplan_tui.text import tr
 from memplan_tui.views.layers import layer_map
 from memplan_tui.views.parts import part_table
@@ -45,7 +45,7 @@ def option_name(option: str) -> str:
     return names[option]
 
 
-def plan_screen(
+def plan_screen(  # noqa: PLR0917 - as on the screen
     plan: Plan,
     before: Plan | None,
     choices: Sequence[Choice],
@@ -140,13 +140,15 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _changes(plan: Plan, look: Look) -> list[Line]:
-    """Return what would make it fit."""
+    """Return what would make it fit, or the command that looks for it."""
     if not plan.verdict.changes:
-        return [[(tr("No single change of one option makes it fit."), "dim")]]
+        words = tr("What to change so that it fits:")
+        return [[(f"{words}  ", "dim"), (f"memplan fit {plan.model.name}", "bold")]]
     lines: list[Line] = [[(tr("what would make it fit"), "head")]]
     for change in plan.verdict.changes[:4]:
-        cells: list[Cell] = [f"  --{change.option} {change.value}"]
-        lines.append([(f"{cells[0]:<28}", "bold"), (f"→ {size(change.total_bytes, look.unit)}", "")])
+        option = f"  --{change.option} {change.value}"
+        total = f"→ {size(change.total_bytes, look.unit)}"
+        lines.append([(f"{option:<28}", "bold"), (total, "")])
     return lines
 
 

@@ -103,7 +103,7 @@ def _columns(look: Look) -> list[Column]:
         Column(label=tr("started"), width=19, right=False, drop=2),
         Column(label=tr("lasted"), width=7),
         Column(label=tr("status"), width=8, right=False),
-        Column(label=f"{tr('peak')} {look.unit}", width=8),
+        Column(label=tr("peak") + f" {look.unit}", width=8),
         Column(label=tr("plan"), width=8, right=False, drop=3),
         Column(label=tr("host"), width=8, right=False, drop=4),
         Column(label=tr("command"), width=18, right=False, free=True),
@@ -176,7 +176,7 @@ def fleet_screen(snapshot: Snapshot, look: Look, width: int, *, cursor: int) -> 
         Column(label=tr("runs"), width=5),
         Column(label=tr("running"), width=7),
         Column(label=tr("failed or lost"), width=6, drop=1),
-        Column(label=f"{tr('peak')} {look.unit}", width=9),
+        Column(label=tr("peak") + f" {look.unit}", width=9),
         Column(label=tr("last run"), width=12, right=False),
     ]
     rows: list[Sequence[Cell]] = [

@@ -37,6 +37,8 @@ def empty(snapshot: Snapshot, width: int, *, need: str = "live") -> list[Line] |
     """
     if snapshot.kept or (snapshot.state == "ok" and _has(snapshot, need)):
         return None
+    if snapshot.state == "reading":
+        return [[(tr("Reading the database ..."), "dim")]]
     blank: Line = [("", "")]
     if snapshot.state == "ok":
         return [*_nothing(need, width), blank, *(_plans() if need == "plan" else _ways())]
@@ -110,9 +112,9 @@ def note(snapshot: Snapshot, *, replay: bool = False) -> Line | None:
 def _hardware(snapshot: Snapshot) -> Line | None:
     plan = snapshot.detail.plan if snapshot.detail is not None else None
     kinds = {ledger.kind for ledger in plan.devices} if plan is not None else set()
-    if "gpu" in kinds and "cpu" not in kinds and plan is not None:
-        if "host_memory" in plan.workload.assumed:
-            return [(tr("CPU and GPU share one memory here: it is counted once."), "dim")]
+    shared = plan is not None and "host_memory" in plan.workload.assumed
+    if shared and "gpu" in kinds and "cpu" not in kinds:
+        return [(tr("CPU and GPU share one memory here: it is counted once."), "dim")]
     if "gpu" in kinds and not snapshot.machine.gpus:
         return [(tr("No GPU is seen here: the plan's GPU cannot be measured."), "warn")]
     if snapshot.machine.total_bytes is None:

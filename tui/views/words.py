@@ -121,8 +121,13 @@ def lasting(start_ns: int, end_ns: int) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def judged(row: DeviceComparison) -> Piece:
-    """Return how a device did, in words that need no colour."""
+def judged(row: DeviceComparison, *, running: bool = False) -> Piece:
+    """Return how a device did, in words that need no colour.
+
+    Args:
+        row: the device.
+        running: the run goes on: below the plan is then no finding yet.
+    """
     if row.peak_bytes is None:
         return tr("not measured"), "dim"
     if row.within_band is None:
@@ -131,7 +136,7 @@ def judged(row: DeviceComparison) -> Piece:
         return tr("within plan"), "good"
     if row.peak_bytes > (row.high_bytes or 0):
         return tr("OVER PLAN"), "bad"
-    return tr("under plan"), "warn"
+    return (tr("below so far"), "dim") if running else (tr("under plan"), "warn")
 
 
 def sampler(snapshot: Snapshot) -> Piece:
