@@ -128,7 +128,7 @@ def test_1_no_acknowledged_flush_is_lost_by_kill_9(tmp_path, busy, rounds):
 
 
 @contextmanager
-def small_disk(folder, size="6m"):
+def small_disk(folder, size="12m"):
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "memplan-test", folder],
@@ -269,6 +269,16 @@ def make_database(database, ticks=6000):
         writer.checkpoint()
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """The bytes of a database of some size, and its samples."""
+    database = tmp_path_factory.mktemp("large") / "m.db"
+    make_database(database)
+    assert database.stat().st_size > 150 * 4096
+    with StoreReader(database) as reader:
+        return database.read_bytes(), set(reader.samples(None, limit=10**7).samples)
+
+
 def zero_header(data):
     data[:100] = bytes(100)
 
@@ -293,14 +303,10 @@ def zero_first_page(data):
 @pytest.mark.parametrize(
     "damage", [zero_header, random_page, truncated, flipped_bit, zero_first_page]
 )
-def test_16_a_damaged_file_is_put_aside_and_what_is_sound_is_saved(tmp_path, damage):
+def test_16_a_damaged_file_is_put_aside_and_what_is_sound_is_saved(tmp_path, large, damage):
     """A new database under the old name, every packed column whose checksum is right in it."""
     database = tmp_path / "m.db"
-    make_database(database)
-    assert database.stat().st_size > 200 * 4096
-    with StoreReader(database) as reader:
-        before = set(reader.samples(None, limit=10**7).samples)
-    data = bytearray(database.read_bytes())
+    data, before = bytearray(large[0]), large[1]
     damage(data)
     database.write_bytes(data)
     assert check(database).problems
