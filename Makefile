@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What `make test` leaves to the other targets.
+QUICK := not sweep and not faults and not limits and not engines
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep check format bench docs clean
+.PHONY: help demo test sweep faults limits check format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,10 +22,16 @@ demo: $(STAMP) ## Plan a small real model, run it, sample it, print plan beside 
 	$(BIN)/memplan demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m "not sweep"
+	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
 
 sweep: $(STAMP) ## Hold every causal language model of transformers against the planner (minutes)
 	$(BIN)/python -m pytest -n 2 -m sweep
+
+faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
+	$(BIN)/python -m pytest -m faults
+
+limits: $(STAMP) ## Run plans of eight architectures for real, each under its own memory limit (minutes)
+	$(BIN)/python -m pytest -m limits
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check

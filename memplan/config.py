@@ -77,6 +77,49 @@ def _settings() -> dict[str, Setting]:
                 name="run_interval", default="0.1", help="Seconds between the samples of a run."
             ),
             Setting(
+                name="watch",
+                default="",
+                help="What the daemon watches by itself: name:python* gpu:all user:alice ...",
+            ),
+            Setting(
+                name="cpu_budget",
+                default="1.0",
+                help="Percent of one core that the daemon may use; beyond it samples less often.",
+            ),
+            Setting(
+                name="group",
+                default="",
+                help="Group whose members may ask the daemon (their own processes in full).",
+            ),
+            Setting(
+                name="store_commands",
+                default="no",
+                help="Store whole command lines of what is watched, secrets hidden: yes or no.",
+            ),
+            Setting(
+                name="prometheus",
+                default="off",
+                help="Port on this machine where the daemon answers Prometheus, or off.",
+            ),
+            Setting(
+                name="otlp",
+                default="off",
+                help="URL that the daemon pushes OpenTelemetry metrics to, or off.",
+            ),
+            Setting(
+                name="flush", default="10", help="Seconds the host's samples wait to be packed."
+            ),
+            Setting(name="keep_raw", default="48h", help="Age up to which samples are kept."),
+            Setting(name="keep_1m", default="30d", help="Age up to which minutes are kept."),
+            Setting(name="keep_1h", default="730d", help="Age up to which hours are kept."),
+            Setting(name="database_cap", default="1GiB", help="Largest database file."),
+            Setting(name="fleet", default="", help="URL of a fleet's PostgreSQL; empty = none."),
+            Setting(
+                name="fleet_outbox",
+                default="256MiB",
+                help="Most that may wait for the fleet's database.",
+            ),
+            Setting(
                 name="theme",
                 default="auto",
                 help="The dashboard's colours: auto, memplan-dark, -light, -contrast or -terminal.",

@@ -22,6 +22,7 @@ BASE = {
     "memplan.errors",
     "memplan.serialize",
     "memplan.versions",
+    "memplan.wire",
 }
 PURE = BASE | {
     f"memplan.{name}"
@@ -45,6 +46,7 @@ ALLOWED = {
     **dict.fromkeys(sorted(BASE), BASE),
     "memplan.config": BASE | {"memplan.config"},
     **dict.fromkeys(sorted(PURE - BASE), PURE),
+    "memplan.search": PURE | {"memplan.search"},
     "memplan.hub": BASE | {"memplan.hub", "memplan.config"},
     "memplan.models": PURE | {"memplan.models", "memplan.hub", "memplan.config"},
     "memplan.devices": PURE | {"memplan.devices", "memplan.config"},
@@ -53,6 +55,7 @@ ALLOWED = {
     "memplan.measure": STORE | {"memplan.measure"},
     "memplan.demo": BASE | {"memplan.demo", "memplan.measure"},
     "memplan.store": STORE,
+    "memplan.testing": BASE | {"memplan.testing"},
     "memplan_migrations": STORE,
     "memplan_daemon": STORE | {"memplan_daemon"},
     "memplan_tui": STORE
@@ -62,9 +65,9 @@ ALLOWED = {
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
     "memplan_migrations": {"sqlalchemy", "alembic"},
-    "memplan_daemon": {"psutil", "pynvml"},
+    "memplan_daemon": {"psutil", "pynvml", "amdsmi", "prometheus_client", "opentelemetry"},
     "memplan_tui": {"textual", "rich"},
-    "memplan.cli": {"click"},
+    "memplan.cli": {"click", "pyarrow"},
     "memplan.config": {"platformdirs"},
     "memplan.placement": {"scipy", "numpy"},
     "memplan.devices": {"psutil", "pynvml", "torch", "transformers"},

@@ -10,14 +10,17 @@ import memplan
 from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
+from memplan.parallel.infer import rank_spec
 from memplan.parallel.moments import closed_moments
 from memplan.placement.advice import find_changes, sensitivity
 from memplan.placement.assign import assign
 from memplan.placement.cost import Speeds, decode_speed, prefill_speed, speeds
 from memplan.placement.engines import PROFILES, EngineProfile, profile_of
+from memplan.placement.llamacpp import assign_llamacpp
+from memplan.placement.llamacpp_speed import shared_placement
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
-from memplan.placement.ranks import assign_ranks
+from memplan.placement.ranks import assign_copies, assign_ranks, fullest_rank
 from memplan.placement.units import Unit, cut
 from memplan.placement.verdict import verdict
 from memplan.placement.words import warnings
@@ -84,9 +87,8 @@ def make_plan(
     fast = partial(replan, by=quick) if quick else replan
     if not changes:
         return plan
-    more = sensitivity(plan, devices, fast)
     if plan.verdict.fits:
-        return replace(plan, verdict=replace(plan.verdict, sensitivity=more))
+        return plan
     found = find_changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
     return replace(plan, verdict=replace(plan.verdict, changes=tuple(found)))
 
@@ -103,32 +105,44 @@ def _plan(
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
     beside = draft_lines(spec, workload, draft)
+    divided = workload.task == "infer" and workload.tp > 1
+    own = rank_spec(spec, workload) if divided else spec
     footprint = by(
-        spec,
+        own,
         workload,
         kind="gpu" if gpus else "cpu",
         baseline=baseline,
         costs=costs,
         beside=beside,
     )
-    units = cut(spec)
-    if workload.task == "train" and len(gpus) > 1:
+    units = cut(own)
+    if divided:
+        assignment = assign_copies(own, workload, footprint, units, devices, beside=beside)
+    elif workload.task == "train" and len(gpus) > 1:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
+    elif gpus and workload.runtime == "llama.cpp":
+        assignment = assign_llamacpp(spec, workload, footprint, units, devices, beside=beside)
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines, assignment.reused)
     if len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
         footprint = Footprint(lines=assignment.lines[fullest.name])
+    shared = fullest_rank(devices) if divided else devices
+    placement = _placement(own, workload, units, assignment, shared)
+    judged = verdict(books, assignment, profile_of(workload))
+    if judged.fits and not workload.pin:
+        more = sensitivity(placement, assignment.short_bytes, gpus)
+        judged = replace(judged, sensitivity=more)
     return Plan(
         id=None,
         model=spec.summary(),
         workload=workload,
         footprint=footprint,
         devices=books,
-        placement=_placement(spec, workload, units, assignment, devices),
-        verdict=verdict(books, assignment, profile_of(workload)),
+        placement=placement,
+        verdict=judged,
         memplan_version=memplan.__version__,
     )
 
@@ -142,6 +156,8 @@ def _placement(
 ) -> Placement:
     where = assignment.where
     engine = profile_of(workload)
+    if assignment.modules is not None:
+        return shared_placement(spec, workload, assignment, devices, engine)
     costs = _Costs(spec, workload, units, assignment, devices)
     computing = costs.computing
     away = [u for u in units if where.get(u.position, "") not in computing] if where else []
@@ -151,7 +167,7 @@ def _placement(
     if any(unit.active_share < 1 for unit in streamed):
         others["cpu-compute"] = costs.decode(PROFILES["cpu-compute"]).value
     return Placement(
-        device_map=device_map(units, where) if where else FrozenMap(),
+        device_map=device_map(units, where) if where and workload.tp == 1 else FrozenMap(),
         offloaded_bytes=sum(assignment.offloaded.values()),
         streamed_bytes_per_token=sum(engine.decode_bytes(unit) for unit in streamed),
         decode_tokens_per_s=own,
@@ -180,7 +196,9 @@ class _Costs:
         gpus = {device.name for device in devices if device.kind == "gpu"}
         self.computing = gpus or {devices[0].name}
         self._units, self._assignment, self._workload = units, assignment, workload
-        self._parameters = spec.active_parameters or spec.parameters
+        # One rank's: its weights are counted, the active ones are those of the whole model.
+        active = spec.active_parameters
+        self._parameters = active // workload.tp if active else spec.parameters
         lines = (line for name in self.computing for line in assignment.lines.get(name, ()))
         self._cache = sum(x.bytes for x in lines if x.part in ("kv_cache", "state_cache"))
 

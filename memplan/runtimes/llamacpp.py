@@ -23,6 +23,7 @@ __all__ = [
     "cache_lines",
     "compute_bytes",
     "layer_cache_bytes",
+    "layer_state_bytes",
     "overhead_line",
 ]
 
@@ -55,7 +56,7 @@ def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
     llama.cpp does not have.
     """
     grown = sum(_kv_bytes(spec, layer, workload) for layer in spec.layers)
-    fixed = sum(_state_bytes(layer, workload) for layer in spec.layers)
+    fixed = sum(layer_state_bytes(layer, workload) for layer in spec.layers)
     lines = []
     if grown:
         cells = _cells(workload.context or 0)
@@ -69,7 +70,7 @@ def cache_lines(spec: ModelSpec, workload: Workload) -> list[Line]:
 
 def layer_cache_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
     """Return one layer's share of `cache_lines`."""
-    return _kv_bytes(spec, layer, workload) + _state_bytes(layer, workload)
+    return _kv_bytes(spec, layer, workload) + layer_state_bytes(layer, workload)
 
 
 def _cache_type(workload: Workload) -> GgmlType:
@@ -130,10 +131,10 @@ def _kv_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
     return cells * (keys + row_bytes(kind, widest))
 
 
-def _state_bytes(layer: Layer, workload: Workload) -> int:
-    """Return the recurrent rows, float32: d_conv - 1 inputs and the state (llama-hparams.cpp).
+def layer_state_bytes(layer: Layer, workload: Workload) -> int:
+    """Return one layer's recurrent rows, float32: d_conv - 1 inputs and the state.
 
-    Drafting keeps a copy for each drafted token, to go back to: 1 + n rows.
+    Drafting keeps a copy for each drafted token, to go back to: 1 + n rows (llama-hparams.cpp).
     """
     total = 0
     for state in layer.states:

@@ -240,7 +240,7 @@ def _room(grow: Grow | None, tried: Tried) -> Room:
     return Room(option=grow.option, value=value, limit="memory" if value < grow.most else "model")
 
 
-_CHUNKS = 3
+_CHUNKS = 2
 """How many times as many trainings as lines are traced at most."""
 
 
