@@ -24,13 +24,15 @@ import tempfile
 import termios
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from memplan.cli.whatif import WhatIf
 from memplan.store.writer import LocalWriter
-from memplan.types import Device, Run, Sample, Series
+from memplan.types import Device, Plan, Run, Sample, Series
 from memplan.units import GIB, MIB
 
 GPUS = 8
@@ -190,7 +192,6 @@ def what_if() -> tuple[float, float, str]:
     """Return median and worst CPU seconds of a key press on a 70B plan, and the worst key."""
     from memplan.cli.build import build_plan
     from memplan.cli.main import cli
-    from memplan.cli.whatif import WhatIf
 
     words = ["llama-3.1-70b", "--device", "h100", "--gpus", "2", "--host-memory", "128GiB"]
     command = cli.get_command(None, "plan")  # type: ignore[arg-type]
@@ -202,13 +203,23 @@ def what_if() -> tuple[float, float, str]:
     planner = WhatIf()
     planner.prepare(plan)
     times: list[tuple[float, str]] = []
-    for option, values in planner.choices(plan).items():
-        for value in values:
-            began = time.process_time()
-            planner.replan(plan, {option: value})
-            times.append((time.process_time() - began, f"{option} {value}"))
+    for changes, key in presses(planner, plan):
+        began = time.process_time()
+        planner.replan(plan, changes)
+        times.append((time.process_time() - began, key))
     worst, key = max(times)
     return statistics.median(t for t, _ in times), worst, key
+
+
+def presses(planner: WhatIf, plan: Plan) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield the choices after each of 60 keys, as a person presses them: each option in turn."""
+    now, choices = dict(planner.current(plan)), planner.choices(plan)
+    names = ["quant", "context", "context", "batch", "device", "quant", "gpus", "batch"]
+    for name in (names[i % len(names)] for i in range(60)):
+        values = choices[name]
+        now[name] = values[(values.index(now[name]) + 1) % len(values)]
+        own = planner.current(plan)
+        yield {k: v for k, v in now.items() if v != own[k]}, f"{name} {now[name]}"
 
 
 def row(name: str, value: str, target: str) -> None:

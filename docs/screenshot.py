@@ -25,6 +25,7 @@ from memplan.types import Run
 
 FOLDER = Path(__file__).parent
 SIZES = {"live": (112, 34), "plan": (112, 30), "compare": (112, 42)}
+FILES = {"live": "dashboard.svg", "plan": "plan.svg", "compare": "compare.svg"}
 PLAN = ("llama-3.1-70b", "--quant", "int8", "--device", "a100-40gb", "--gpus", "2")
 PLAN_HOST = ("--host-memory", "128GiB", "--disk", "0", "--context", "16384")
 
@@ -38,8 +39,8 @@ async def draw(database: str) -> None:
         run = _shown(reader.runs())
     app = MemplanApp(database, unit="MiB", planner=WhatIf(), now_ns=lambda: run.ended_ns or 0)
     async with app.run_test(size=SIZES["live"]) as pilot:
-        await _settled(app)
         app.select_run(run.id)
+        await _settled(app, run.id)
         await pilot.pause(1.0)
         _save(app, "live")
         await pilot.resize_terminal(*SIZES["compare"])
@@ -63,12 +64,13 @@ def _shown(runs: tuple[Run, ...]) -> Run:
 def _save(app: MemplanApp, name: str) -> None:
     svg = _FONTS.sub("", app.export_screenshot(title=f"memplan tui · {name}"))
     svg = svg.replace("Fira Code", "DejaVu Sans Mono")
-    (FOLDER / f"{name}.svg").write_text(svg, encoding="utf-8")
+    (FOLDER / FILES[name]).write_text(svg, encoding="utf-8")
 
 
-async def _settled(app: MemplanApp) -> None:
+async def _settled(app: MemplanApp, run_id: str) -> None:
     for _ in range(400):
-        if app.snapshot.state == "ok":
+        detail = app.snapshot.detail
+        if detail is not None and detail.run.id == run_id:
             return
         await asyncio.sleep(0.05)
 

@@ -159,7 +159,7 @@ def _walk(
         terminal.resize(width, height)
         terminal.until(
             f"{width}x{height}",
-            lambda text, h=height: signs["live"].split()[0] in text and len(text.splitlines()) <= h,  # type: ignore[misc]
+            lambda text, h=height: "memplan" in text and len(text.splitlines()) <= h,  # type: ignore[misc]
         )
     terminal.press("q")
     return found
