@@ -8,7 +8,7 @@ ENGINES := .venv-engines
 QUICK := not sweep and not faults and not limits and not engines
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits engines check format bench docs clean
+.PHONY: help demo test sweep faults limits engines check format bench docs messages captures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,12 @@ format: $(STAMP) ## Format the code and mend what the linter can mend
 
 bench: $(STAMP) ## Benchmarks beside a peer
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+messages: $(STAMP) ## Bring the dashboard's translations up to date and compile them
+	$(BIN)/python scripts/messages.py
+
+captures: $(STAMP) ## Drive the dashboard in tmux against a daemon, at two sizes and in three variants
+	$(BIN)/python scripts/tui_captures.py
 
 docs: $(STAMP) ## Write the generated parts of README.md and docs/ anew (command list, pictures)
 	$(BIN)/python docs/generate.py
