@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep check format bench docs clean
+.PHONY: help demo test sweep llamacpp check format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,10 +20,15 @@ demo: $(STAMP) ## Plan a small real model, run it, sample it, print plan beside 
 	$(BIN)/memplan demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m "not sweep"
+	$(BIN)/python -m pytest -n 2 -m "not sweep and not llamacpp"
 
 sweep: $(STAMP) ## Hold every causal language model of transformers against the planner (minutes)
 	$(BIN)/python -m pytest -n 2 -m sweep
+
+llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it against its own dry run
+	sh scripts/build_llamacpp.sh build/llama.cpp $(BIN)/python
+	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
+	    $(BIN)/python -m pytest -n 2 -m llamacpp
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check
