@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .venv-engines
 # What `make test` leaves to the other targets.
-QUICK := not sweep and not faults and not limits and not engines
+QUICK := not sweep and not faults and not limits and not engines and not llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits engines check format bench docs messages captures clean
+.PHONY: help demo test sweep faults limits engines llamacpp check format bench docs messages captures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,11 @@ engines: $(ENGINES)/.installed ## Hold what emit writes against the engines them
 
 limits: $(STAMP) ## Run plans of eight architectures for real, each under its own memory limit (minutes)
 	$(BIN)/python -m pytest -m limits
+
+llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it against its own dry run
+	sh scripts/build_llamacpp.sh build/llama.cpp $(BIN)/python
+	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
+	    $(BIN)/python -m pytest -n 2 -m llamacpp
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check
