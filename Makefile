@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep check format bench docs clean
+.PHONY: help demo test sweep reference check format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ test: $(STAMP) ## Run the tests
 
 sweep: $(STAMP) ## Hold every causal language model of transformers against the planner (minutes)
 	$(BIN)/python -m pytest -n 2 -m sweep
+
+reference: $(STAMP) ## Hold published trainings, litgpt's own model code too, against the planner (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/reference/requirements.txt
+	$(BIN)/memplan validate --cases tests/reference/training.jsonl
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check

@@ -146,7 +146,9 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--optimizer",
         metavar="NAME",
         help="train: adamw (-foreach, -for-loop, -fused, -8bit), paged-adamw (-8bit), lion "
-        "(-8bit), muon, adafactor, adam, adagrad, rmsprop, sgd, sgd-momentum. Default: adamw.",
+        "(-8bit), ademamix (-8bit), torchao-adamw-8bit (-4bit, -fp8), galore (-r256), muon, "
+        "adafactor, adam, adagrad, rmsprop, sgd, sgd-momentum; each with -in-backward. "
+        "Default: adamw.",
     ),
     click.option("--seq", type=_COUNT, metavar="TOKENS", help="train: tokens per sequence."),
     click.option("--grad-accum", type=_COUNT, metavar="N", help="train: micro-batches per step."),

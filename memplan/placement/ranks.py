@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from memplan.errors import UsageError
 from memplan.footprint.estimate import trained_tensors
-from memplan.footprint.optimizer import OPTIMIZERS
+from memplan.footprint.optimizer import IN_BACKWARD, optimizer_rule, split_name
 from memplan.footprint.overhead import host_line
 from memplan.parallel.moments import Moments, rank_line
 from memplan.parallel.shard import shard, shards
@@ -51,7 +51,8 @@ def assign_ranks(
     trained = trained_tensors(spec, workload)
     whole = sum(tensor.bytes for tensor in trained)
     assert workload.optimizer is not None
-    rule = OPTIMIZERS[workload.optimizer][0]
+    _check_optimizer(workload)
+    rule = optimizer_rule(workload.optimizer)[0]
     names = frozenset(tensor.name for tensor in trained)
     if len(gpus) > MOST_RANKS:
         found = [shard(spec.tensors, workload, rule, trainable=names)] * len(gpus)
@@ -68,6 +69,20 @@ def assign_ranks(
         lines[gpu.name] = tuple(x for x in (*one.lines, own, *rest) if x.high_bytes)
     lines |= _beside(found, devices, workload)
     return Assignment(where={}, lines=lines, policy=_policy(workload))
+
+
+def _check_optimizer(workload: Workload) -> None:
+    """Refuse what the strategies cannot do: steps within backward, projections of a shard."""
+    name, in_backward = split_name(workload.optimizer or "")
+    if in_backward:
+        raise UsageError(
+            f"{IN_BACKWARD.lstrip('-')} is planned on one GPU: gradients of ranks are added first",
+            hint=f"--optimizer {name}",
+        )
+    if name.startswith("galore") and workload.strategy != "ddp":
+        raise UsageError(
+            "GaLore projects whole matrices, which only ddp leaves whole", hint="--strategy ddp"
+        )
 
 
 def _kept(footprint: Footprint, workload: Workload) -> tuple[Line, ...]:
