@@ -181,6 +181,16 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         type=click.Choice(["ddp", "zero1", "zero2", "zero3", "fsdp2", "tp", "pp", "ep", "cp"]),
         help="train on several GPUs. Default: fsdp2.",
     ),
+    click.option(
+        "--offload-optimizer",
+        type=click.Choice(["cpu", "disk"]),
+        help="train: where ZeRO (cpu: FSDP2, too) keeps optimizer states. On one GPU: zero3.",
+    ),
+    click.option(
+        "--offload-params",
+        type=click.Choice(["cpu", "disk"]),
+        help="train: where ZeRO-3 (cpu: FSDP2, too) keeps weights between their uses.",
+    ),
     *(
         click.option(f"--{name}", type=_COUNT, metavar="N", help=f"train: {text}-parallel degree.")
         for name, text in (

@@ -40,6 +40,8 @@ _TRAIN_ONLY = (
     "data",
     "lora_dropout",
     "lora_dtype",
+    "offload_optimizer",
+    "offload_params",
 )
 _INFER_ONLY = (
     "draft",

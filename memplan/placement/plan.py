@@ -16,7 +16,7 @@ from memplan.parallel.moments import closed_moments
 from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
-from memplan.placement.ranks import assign_ranks
+from memplan.placement.ranks import assign_ranks, offloads
 from memplan.placement.stream import decode_speed
 from memplan.placement.units import cut
 from memplan.types import (
@@ -99,13 +99,14 @@ def _plan(
         beside=beside,
     )
     units = cut(spec)
-    if workload.task == "train" and len(gpus) > 1:
+    ranks = workload.task == "train" and (len(gpus) > 1 or offloads(workload))
+    if ranks:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines)
-    if len(gpus) > 1:
+    if ranks or len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
         footprint = Footprint(lines=assignment.lines[fullest.name])
     offloaded = sum(assignment.offloaded.values())
