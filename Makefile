@@ -8,7 +8,7 @@ ENGINES := .venv-engines
 QUICK := not sweep and not faults and not limits and not engines and not llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits engines llamacpp check format bench docs messages captures clean
+.PHONY: help demo test sweep faults limits engines reference llamacpp check format bench docs messages captures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it aga
 	sh scripts/build_llamacpp.sh build/llama.cpp $(BIN)/python
 	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
 	    $(BIN)/python -m pytest -n 2 -m llamacpp
+
+reference: $(STAMP) ## Hold published trainings, litgpt's own model code too, against the planner (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/reference/requirements.txt
+	$(BIN)/memplan validate --cases tests/reference/training.jsonl
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check
