@@ -9,7 +9,9 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from memplan.explain import gap_sentence
 from memplan.types import (
+    Beside,
     Comparison,
     DeviceComparison,
     Ledger,
@@ -18,11 +20,12 @@ from memplan.types import (
     Peak,
     Phase,
     Plan,
+    Range,
     Run,
 )
 from memplan.units import UNITS, format_bytes, format_count
 
-__all__ = ["comparison_text", "plan_text", "run_text", "summary_text", "table"]
+__all__ = ["comparison_text", "plan_text", "proof_text", "run_text", "summary_text", "table"]
 
 _SINGLE = ("gpus", "nodes", "tp", "pp", "dp", "ep", "cp")
 """Defaults that mean "one": listed in the JSON only."""
@@ -145,6 +148,9 @@ def _ledgers(ledgers: Sequence[Ledger], unit: str) -> list[str]:
     for ledger in ledgers:
         biggest = sorted(ledger.parts.items(), key=lambda item: -item[1])
         what = ", ".join(f"{part} {_number(size, unit)}" for part, size in biggest if size)
+        if ledger.reused_bytes:
+            read = f"{_number(ledger.reused_bytes, unit)} read from the checkpoint's own files"
+            what = f"{what}, {read}" if what else read
         rows.append(
             [
                 ledger.name,
@@ -157,24 +163,96 @@ def _ledgers(ledgers: Sequence[Ledger], unit: str) -> list[str]:
     return table(rows, "lrrrl")
 
 
+_USED = {
+    "cpu-compute": "read by the host",
+    "uva": "read over the bus",
+    "prefetch": "copied ahead",
+}
+"""Engine profile -> what happens to offloaded weights; the others stream them."""
+
+
 def _streaming(plan: Plan, unit: str) -> list[str]:
     placement = plan.placement
-    if not placement.streamed_bytes_per_token:
+    lines = []
+    if placement.streamed_bytes_per_token:
+        amount = format_bytes(placement.streamed_bytes_per_token, unit)
+        lines.append(f"  {_USED.get(placement.engine, 'streamed')} for every token: {amount}")
+    speed, prompt = placement.decode_tokens_per_s, placement.prefill_tokens_per_s
+    if speed.value is not None:
+        lines.append(f"  decode, bound by the bytes read: {_speed(speed)}")
+    if prompt.value is not None:
+        lines.append(f"  prompt: {_speed(prompt)}")
+    if lines and placement.speed_source:
+        lines += textwrap.wrap(f"  by {placement.speed_source}", 100, subsequent_indent="    ")
+    if placement.host_lookup or placement.offloaded_bytes:
+        lines += textwrap.wrap(f"  rule: {placement.policy}", 100, subsequent_indent="    ")
+    for text in placement.warnings:
+        lines += textwrap.wrap(f"  warning: {text}", 100, subsequent_indent="    ")
+    others = _beside(plan, unit)
+    return [*lines, *(others if lines else others[1:])]
+
+
+def _speed(speed: Range) -> str:
+    assert speed.value is not None
+    assert speed.low is not None
+    assert speed.high is not None
+    return f"{_rate(speed.value)} tokens/s ({_rate(speed.low)} .. {_rate(speed.high)})"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= _WHOLE else f"{value:.2g}"
+
+
+_WHOLE = 100
+"""Rates from which no digit behind the point is shown."""
+
+
+def _beside(plan: Plan, unit: str) -> list[str]:
+    """Return what others would do, one row each."""
+    placement = plan.placement
+    if not placement.beside:
         return []
-    amount = format_bytes(placement.streamed_bytes_per_token, unit)
-    lines = [f"  streamed for every token: {amount}"]
-    speed = placement.decode_tokens_per_s
-    if speed.value is not None and speed.low is not None and speed.high is not None:
-        lines.append(
-            f"  decode, bound by the copies: {speed.value:.2g} tokens/s "
-            f"({speed.low:.2g} .. {speed.high:.2g})"
-        )
-    return lines
+    held = sum(x.parts.get("weights", 0) for x in plan.devices if x.kind == "gpu")
+    rows = [["beside", f"resident {unit}", "plan's less it", "decode", "runs", ""]]
+    rows.append(
+        ["this plan", _number(held, unit), "", _decode(placement.decode_tokens_per_s), "", ""]
+    )
+    rows += [_beside_row(other, unit) for other in placement.beside]
+    return ["", *table(rows, "lrrrll")]
+
+
+def _beside_row(other: Beside, unit: str) -> list[str]:
+    return [
+        other.name,
+        _number(other.resident_bytes, unit),
+        _gap(other.difference_bytes, 0, unit),
+        _decode(other.decode_tokens_per_s),
+        "yes" if other.runs else "NO",
+        other.note,
+    ]
+
+
+def _decode(speed: Range) -> str:
+    return "n/a" if speed.value is None else f"{speed.value:.3g}/s"
+
+
+def proof_text(plan: Plan) -> str:
+    """Return the sum of each device in bytes, with what is set aside, against its capacity."""
+    lines = [f"{ledger.name}: {ledger.proof}" for ledger in plan.devices]
+    reused = [
+        f"{x.name}: {x.reused_bytes} more are read from the checkpoint's own files"
+        for x in plan.devices
+        if x.reused_bytes
+    ]
+    return "\n".join((*lines, *reused)) + "\n"
 
 
 def _verdict(plan: Plan, unit: str) -> list[str]:
     word = "FITS" if plan.verdict.fits else "DOES NOT FIT"
     lines = [f"  {word}: {plan.verdict.reason}"]
+    if plan.verdict.binding:
+        lines.append(f"  binding: {plan.verdict.binding}")
+    lines += [f"  with more memory: {text}" for text in plan.verdict.sensitivity]
     if plan.verdict.changes:
         rows = [
             [f"--{c.option} {c.value}", f"-> {format_bytes(c.total_bytes, unit)}", c.note]
@@ -194,6 +272,9 @@ def comparison_text(comparison: Comparison, *, plan: Plan | None = None, unit: s
     sections += [_device(row, unit) for row in comparison.devices]
     sections.append([f"  note: {note}" for note in comparison.notes])
     sections.append([f"  {_judgement(comparison, unit)}"])
+    why = gap_sentence(comparison, unit)
+    if why:
+        sections[-1] += textwrap.wrap(f"  {why}", 96, subsequent_indent="  ")
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 

@@ -192,13 +192,13 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="train: where ZeRO-3 (cpu: FSDP2, too) keeps weights between their uses.",
     ),
     *(
-        click.option(f"--{name}", type=_COUNT, metavar="N", help=f"train: {text}-parallel degree.")
+        click.option(f"--{name}", type=_COUNT, metavar="N", help=f"{text}-parallel degree.")
         for name, text in (
-            ("tp", "tensor"),
-            ("pp", "pipeline"),
-            ("dp", "data"),
-            ("ep", "expert"),
-            ("cp", "context"),
+            ("tp", "train, and infer on vllm or transformers: tensor"),
+            ("pp", "train: pipeline"),
+            ("dp", "train: data"),
+            ("ep", "train: expert"),
+            ("cp", "train: context"),
         )
     ),
     click.option(
@@ -206,6 +206,17 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         multiple=True,
         metavar="NAME|SIZE|local|cpu",
         help="A GPU by name or memory (repeatable), this machine's, or none. Default: local.",
+    ),
+    click.option(
+        "--offload",
+        type=click.Choice(["stream", "cpu-compute", "uva", "prefetch"]),
+        help="infer: how the rest is used. Default: as the runtime does (vllm: uva).",
+    ),
+    click.option(
+        "--pin",
+        multiple=True,
+        metavar="MODULE=DEVICE",
+        help="infer: keep a module there, such as lm_head=cpu (repeatable).",
     ),
     click.option("--host-memory", type=Bytes(), help="Host memory. Default: this machine's."),
     click.option("--disk", type=Bytes(), help="Disk for offload; 0 = none. Default: free space."),

@@ -22,9 +22,24 @@ EXIT_FINDING = 1
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, sizes in bytes.")
 @click.option("--plain", is_flag=True, help="No bars: for grep and screen readers.")
 @click.option("--quiet", is_flag=True, help="Print the total in bytes, nothing else.")
+@click.option("--proof", is_flag=True, help="Print each device's sum in bytes, nothing else.")
+@click.option(
+    "--beside",
+    type=click.Choice(["accelerate", "optimum"]),
+    multiple=True,
+    help="Show what accelerate would do, or the proven optimum (needs scipy), with the difference.",
+)
 @unit_option
 def plan(
-    *, save: bool, as_json: bool, plain: bool, quiet: bool, unit: str | None, **options: Any
+    *,
+    save: bool,
+    as_json: bool,
+    plain: bool,
+    quiet: bool,
+    proof: bool,
+    beside: tuple[str, ...],
+    unit: str | None,
+    **options: Any,
 ) -> int:
     """Tell what MODEL needs on given devices, whether it fits, and where every byte goes.
 
@@ -41,7 +56,7 @@ def plan(
 
     Exit code: 0 it fits (with offload, too), 1 it does not, 2 could not answer.
     """
-    result = build_plan(options)
+    result = build_plan(options, beside=beside)
     if save:
         result = _save(result)
     if as_json:
@@ -50,6 +65,10 @@ def plan(
         click.echo(dumps(result))
     elif quiet:
         click.echo(result.footprint.total_bytes)
+    elif proof:
+        from memplan.report import proof_text
+
+        click.echo(proof_text(result), nl=False)
     else:
         from memplan.report import plan_text
 
@@ -90,6 +109,13 @@ def device_map(*, as_json: bool, **options: Any) -> int:
 
     result = build_plan(options, exact_modules=True)
     click.echo(json.dumps(native_map(result.placement.device_map), indent=2))
+    if result.placement.host_lookup:
+        names = ", ".join(result.placement.host_lookup)
+        click.echo(
+            f"note: this map needs a loader that looks tokens up on the host ({names}): "
+            "memplan emit PLAN --to accelerate writes it; alone, accelerate streams the table",
+            err=True,
+        )
     if not result.verdict.fits:
         style.echo(style.red("does not fit: ", err=True) + result.verdict.reason, err=True)
     return 0 if result.verdict.fits else EXIT_FINDING

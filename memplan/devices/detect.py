@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from memplan.devices.table import find
 from memplan.types import Device
 
 __all__ = ["detect_disk", "detect_gpus", "detect_host", "gpu_problem"]
@@ -77,11 +78,15 @@ def _gpu(nvml: Any, index: int) -> Device | None:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         total = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        label = _text(nvml.nvmlDeviceGetName(handle))
+        known = find(label)
         return Device(
             name=f"cuda:{index}",
             kind="gpu",
             capacity_bytes=total,
-            label=_text(nvml.nvmlDeviceGetName(handle)),
+            label=label,
+            memory_bandwidth=known.bandwidth if known else None,
+            link_bandwidth=known.host_bandwidth if known else None,
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
             vendor="NVIDIA",
             compute=_compute(nvml, handle),

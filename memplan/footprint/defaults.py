@@ -54,6 +54,8 @@ _INFER_ONLY = (
     "kv_dtype",
     "cache",
     "logits",
+    "offload",
+    "pin",
 )
 
 
@@ -124,7 +126,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
     assumed = tuple(
         field.name
         for field in fields(Workload)
-        if field.name not in (*given, "assumed", "extra")
+        if field.name not in (*given, "assumed", "extra", "pin")
         and getattr(workload, field.name) is not None
     )
     return Workload(**{**values, "assumed": assumed})

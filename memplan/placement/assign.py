@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from memplan.errors import UsageError
-from memplan.footprint.lines import exact_line
 from memplan.footprint.tower import with_images
-from memplan.placement.loads import Assignment, budget, spill
-from memplan.placement.solve import Fill, fill_one, split_layers
+from memplan.placement.engines import profile_of
+from memplan.placement.fills import filled
+from memplan.placement.loads import Assignment, budget, buffer_line, spill
+from memplan.placement.pins import pinned
+from memplan.placement.several import Block, Spread, blocks_of, missing_bytes, spread
+from memplan.placement.solve import Fill
 from memplan.placement.units import Unit
+from memplan.placement.words import policy_one, policy_several
 from memplan.runtimes import runtime
 from memplan.types import Device, Footprint, Line, ModelSpec, Workload
 
@@ -37,42 +41,68 @@ def assign(
             computes.
         beside: lines of the footprint that stay whole on the first computing device.
 
-    Raises UsageError for a set of devices that memplan cannot plan for.
+    Raises UsageError for a set of devices that memplan cannot plan for, and for pins that name no
+    module or no device.
     """
     spec = with_images(spec, workload)
     gpus = [device for device in devices if device.kind == "gpu"]
     computing = gpus or [device for device in devices if device.kind == "cpu"]
-    slow = [device for device in devices if device not in computing]
     if not computing:
         raise UsageError("no device computes: a disk alone runs nothing", hint="add --device cpu")
+    work = _Work(spec, workload, footprint, units, devices)
     if len(computing) > 1:
-        layers = _Several(spec, workload, footprint, units, beside)
-        return layers.assignment(computing, slow)
-    hosted = _hosted(spec, workload, computing[0], slow)
-    return _one(workload, footprint, units, computing[0], slow, hosted=hosted)
+        return _Several(work, computing, beside).assignment()
+    return _one(work, computing[0])
 
 
-def _hosted(
-    spec: ModelSpec, workload: Workload, main: Device, slow: Sequence[Device]
-) -> tuple[Line, ...]:
-    """Return what an offloaded cache keeps in host memory while a GPU computes."""
-    lines = _offloaded(spec, workload)
-    if lines is None:
-        return ()
-    if main.kind != "gpu":
-        raise UsageError(
-            "an offloaded cache lies in host memory, and here the host computes",
-            hint="leave --cache out, or add a GPU by --device",
-        )
-    if not any(device.kind == "cpu" for device in slow):
-        raise UsageError(
-            "an offloaded cache needs host memory, and there is none",
-            hint="give --host-memory, or leave --cache out",
-        )
-    return (lines[1],)
+class _Work:
+    """What one device and several need alike."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        workload: Workload,
+        footprint: Footprint,
+        units: Sequence[Unit],
+        devices: Sequence[Device],
+    ) -> None:
+        self.spec, self.workload, self.footprint = spec, workload, footprint
+        self.units = units
+        self.engine = profile_of(workload)
+        self.pins = pinned(units, workload.pin, devices)
+        gpus = [device for device in devices if device.kind == "gpu"]
+        computing = {device.name for device in gpus or devices[:1]}
+        self.slow = [
+            device
+            for device in devices
+            if device.name not in computing
+            and (device.kind in self.engine.tiers or not gpus or workload.task == "train")
+        ]
+
+    @property
+    def lookups(self) -> bool:
+        """True when the host may look tokens up: untouched caches, and memory for the table."""
+        return self.engine.host_lookup and any(device.kind == "cpu" for device in self.slow)
+
+    def hosted_cache(self, main: Device) -> tuple[Line, ...]:
+        """Return what an offloaded cache keeps in host memory while a GPU computes."""
+        lines = offloaded_cache(self.spec, self.workload)
+        if lines is None:
+            return ()
+        if main.kind != "gpu":
+            raise UsageError(
+                "an offloaded cache lies in host memory, and here the host computes",
+                hint="leave --cache out, or add a GPU by --device",
+            )
+        if not any(device.kind == "cpu" for device in self.slow):
+            raise UsageError(
+                "an offloaded cache needs host memory, and there is none",
+                hint="give --host-memory, or leave --cache out",
+            )
+        return (lines[1],)
 
 
-def _offloaded(spec: ModelSpec, workload: Workload) -> tuple[Line, Line] | None:
+def offloaded_cache(spec: ModelSpec, workload: Workload) -> tuple[Line, Line] | None:
     """Return an offloaded cache's lines on the device and in host memory."""
     rule = getattr(runtime(workload.runtime), "offloaded_lines", None)
     if rule is None or workload.task == "train":
@@ -81,192 +111,184 @@ def _offloaded(spec: ModelSpec, workload: Workload) -> tuple[Line, Line] | None:
     return lines
 
 
-def _one(
-    workload: Workload,
-    footprint: Footprint,
-    units: Sequence[Unit],
-    main: Device,
-    slow: Sequence[Device],
-    *,
-    hosted: Sequence[Line],
-) -> Assignment:
-    own = _own_weights(footprint)
-    fixed = tuple(line for line in footprint.lines if line is not own)
-    everything = Fill(frozenset(unit.position for unit in units), 0)
-    if workload.task == "train" or not slow:
-        fill = everything
-    else:
-        fill = fill_one(units, budget(main, fixed, high=False)) or everything
-        if fill.reload_bytes or len(fill.resident) < len(units):
-            fill = fill_one(units, budget(main, fixed, high=True)) or _nothing(units)
-    resident = [unit for unit in units if unit.position in fill.resident]
-    streamed = [unit for unit in units if unit.position not in fill.resident]
-    lines = [_weights(footprint, resident), *fixed, *_reload(fill.reload_bytes)]
-    where, slow_lines, held = spill(streamed, slow, gpu=main.kind == "gpu", hosted=hosted)
-    where |= {unit.position: main.name for unit in resident}
+def _one(work: _Work, main: Device) -> Assignment:
+    hosted = work.hosted_cache(main)
+    own = own_weights(work.footprint)
+    fixed = tuple(line for line in work.footprint.lines if line is not own)
+    fill = _filled(work, main, fixed)
+    resident = [unit for unit in work.units if unit.position in fill.resident]
+    away = [unit for unit in work.units if unit.position not in fill.resident]
+    lines = [weights_line(own, resident), *fixed, *buffer_line(work.engine, fill.reload_bytes)]
+    wishes = {p: name for p, name in work.pins.items() if name != main.name}
+    spilled = spill(away, work.slow, gpu=main.kind == "gpu", hosted=hosted, pins=wishes)
     return Assignment(
-        where=where,
-        lines={main.name: tuple(line for line in lines if line.high_bytes), **slow_lines},
-        offloaded=held,
-        policy=_policy(main, held),
+        where=spilled.where | {unit.position: main.name for unit in resident},
+        lines={main.name: tuple(line for line in lines if line.high_bytes), **spilled.lines},
+        offloaded=spilled.held,
+        reused=spilled.reused,
+        hosted=fill.hosted,
+        settings=fill.settings,
+        short_bytes=max(0, -budget(main, work.footprint.lines, high=False)),
+        policy=policy_one(main, work.units, fill, spilled.held, work.engine),
     )
 
 
-def _nothing(units: Sequence[Unit]) -> Fill:
-    """Return the fill that streams everything: what is tried last, fitting or not."""
-    return Fill(frozenset(), max((unit.reload_bytes for unit in units), default=0))
+def _filled(work: _Work, main: Device, fixed: Sequence[Line]) -> Fill:
+    """Return what stays on one computing device."""
+    everything = Fill(frozenset(unit.position for unit in work.units), 0)
+    if work.workload.task == "train" or not work.slow:
+        return everything
+    wishes = {position: name == main.name for position, name in work.pins.items()}
+    room, tight = (budget(main, fixed, high=high) for high in (False, True))
+    if False not in wishes.values():
+        if sum(unit.weight_bytes for unit in work.units) <= room:
+            return everything
+        if work.lookups and (fill := by_lookup(work.units, room, wishes)):
+            return fill
+    for size in (tight, room):
+        if (fill := filled(work.engine, work.units, size, wishes)) and _in_use(fill, work):
+            return fill
+    return _nothing(work, wishes)
 
 
-def _weights(footprint: Footprint, units: Sequence[Unit]) -> Line:
-    whole = _own_weights(footprint)
-    size = sum(unit.weight_bytes for unit in units)
-    return replace(whole, bytes=size, low_bytes=size, high_bytes=size)
+def by_lookup(units: Sequence[Unit], budget_bytes: int, pins: Mapping[int, bool]) -> Fill | None:
+    """Return the fill in which only embeddings are away, or None where that does not suffice.
+
+    The host looks a token's row up and sends it, so no module is copied and no buffer is needed:
+    Llama-8B (16.06 GB) runs without streaming from 15.01 GB of weights on.
+    """
+    tables = frozenset(u.position for u in units if u.lookup and u.position not in pins)
+    rest = [unit for unit in units if unit.position not in tables]
+    if not tables or sum(unit.weight_bytes for unit in rest) > budget_bytes:
+        return None
+    return Fill(frozenset(unit.position for unit in rest), 0, tables)
 
 
-def _own_weights(footprint: Footprint) -> Line:
+def _in_use(fill: Fill, work: _Work) -> bool:
+    """Say whether a device holds anything: accelerate leaves one that does not unused."""
+    return any(u.weight_bytes and u.position in fill.resident for u in work.units)
+
+
+def _nothing(work: _Work, pins: Mapping[int, bool]) -> Fill:
+    """Return the fill that keeps what is pinned and the smallest piece: tried last, fitting or not.
+
+    Something has to stay, or the hooks would run everything on the host.
+    """
+    stay = {p for p, here in pins.items() if here}
+    movable = (u for u in work.units if u.weight_bytes and u.position not in pins)
+    stay |= {u.position for u in sorted(movable, key=lambda u: u.weight_bytes)[:1]}
+    away = [unit for unit in work.units if unit.position not in stay]
+    return Fill(frozenset(stay), work.engine.buffer_bytes(away))
+
+
+def weights_line(whole: Line, units: Sequence[Unit]) -> Line:
+    """Return the line of some units' weights."""
+    return sized(whole, sum(unit.weight_bytes for unit in units))
+
+
+def sized(line: Line, size: int) -> Line:
+    """Return a line with another, exact size."""
+    return replace(line, bytes=size, low_bytes=size, high_bytes=size)
+
+
+def own_weights(footprint: Footprint) -> Line:
     """Return the model's own weights: the first line of that part (a draft's come later)."""
     return next(line for line in footprint.lines if line.part == "weights")
 
 
-def _reload(size: int) -> list[Line]:
-    return [exact_line("activations", size, "copy of the largest streamed module")] if size else []
-
-
-def _policy(main: Device, held: dict[str, int]) -> str:
-    if not any(held.values()):
-        return f"everything lives on {main.name}"
-    names = " and ".join(name for name, size in held.items() if size)
-    return (
-        f"{main.name} is filled with the largest modules that fit beside cache, activations and "
-        f"the reload buffer; the rest is streamed from {names} for every token"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """What moves together: a layer's units and its cache, or one unit outside the layers."""
-
-    units: tuple[Unit, ...]
-    cache_bytes: int
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(unit.weight_bytes for unit in self.units)
-
-
 class _Several:
-    """Whole layers in order over several GPUs; the last layers are streamed if they must."""
+    """Lines of each GPU around what `memplan.placement.several` decides."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        workload: Workload,
-        footprint: Footprint,
-        units: Sequence[Unit],
-        beside: Sequence[Line],
-    ) -> None:
-        self._spec, self._workload = spec, workload
-        self._beside = tuple(beside)
-        self._hosted: tuple[Line, ...] = ()
-        self._gpus: Sequence[Device] = ()
-        self._slow: Sequence[Device] = ()
+    def __init__(self, work: _Work, gpus: Sequence[Device], beside: Sequence[Line]) -> None:
+        self._work, self._gpus, self._beside = work, gpus, tuple(beside)
+        spec, workload = work.spec, work.workload
         engine = runtime(workload.runtime)
         cache = [engine.layer_cache_bytes(spec, layer, workload) for layer in spec.layers]
-        self._blocks = _blocks(units, cache)
-        layered = {unit.layer for unit in units}
-        outside = sum(size for i, size in enumerate(cache) if i not in layered)
-        self._first_cache = outside
-        kept = ("activations", "overhead", "buffers")
-        moving = (_offloaded(spec, workload) or ())[:1]
-        lines = [line for line in footprint.lines if line not in self._beside]
-        fixed = tuple(line for line in lines if line.part in kept)
+        self._exact = spec.exact_modules
+        self._blocks = blocks_of(work.units, cache, buffers=self._exact)
+        layered = {unit.layer for unit in work.units}
+        self._first_cache = sum(size for i, size in enumerate(cache) if i not in layered)
+        lines = [line for line in work.footprint.lines if line not in self._beside]
+        moving = (offloaded_cache(spec, workload) or ())[:1]
+        own_buffers = [line for line in lines if line.part == "buffers" and line.basis == "exact"]
+        self._buffers = own_buffers[:1] if self._exact else []
+        fixed = (x for x in lines if x.part in _FIXED and x not in self._buffers)
         self._fixed = (*moving, *fixed)
-        self._scaled = tuple(x for x in lines if x not in self._fixed)
+        self._caches = [x for x in lines if x.part in ("kv_cache", "state_cache")][:1]
 
-    def assignment(self, gpus: Sequence[Device], slow: Sequence[Device]) -> Assignment:
-        self._gpus, self._slow = gpus, slow
-        self._hosted = _hosted(self._spec, self._workload, gpus[0], slow)
-        last = [i for i, block in enumerate(self._blocks) if block.units[0].layer is not None]
-        for count in range(len(last) + 1 if self._slow else 1):
-            streamed = set(last[len(last) - count :])
-            found = self._split(streamed)
-            if found is not None:
-                return self._build(found, streamed)
-        return self._build([0] * len(self._blocks), set())
+    def assignment(self) -> Assignment:
+        """Return the plan; one that does not fit holds everything on the first GPU."""
+        work = self._work
+        hosted = work.hosted_cache(self._gpus[0])
+        names = [gpu.name for gpu in self._gpus]
+        found = (
+            spread(
+                self._blocks,
+                self._budgets(high=False),
+                tight=self._budgets(high=True),
+                engine=work.engine,
+                pins={p: names.index(n) if n in names else None for p, n in work.pins.items()},
+                away=bool(work.slow) and work.engine.grain != "none",
+                lookups=work.lookups,
+            )
+            or self._all_on_first()
+        )
+        away = [unit for unit in work.units if unit.position not in found.fill.resident]
+        wishes = {p: name for p, name in work.pins.items() if name not in names}
+        spilled = spill(away, work.slow, gpu=True, hosted=hosted, pins=wishes)
+        return Assignment(
+            where=spilled.where | self._resident(found),
+            lines={**self._gpu_lines(found), **spilled.lines},
+            offloaded=spilled.held,
+            reused=spilled.reused,
+            hosted=found.fill.hosted,
+            short_bytes=missing_bytes(self._blocks, self._budgets(high=False)) if away else 0,
+            policy=policy_several(self._gpus, work.units, found, spilled.held, work.engine),
+        )
 
-    def _split(self, streamed: set[int]) -> list[int] | None:
-        """Return the GPU of each block (streamed ones: 0), or None when it does not fit."""
-        high = bool(streamed)
+    def _budgets(self, *, high: bool) -> list[int]:
         budgets = [budget(gpu, self._fixed, high=high) for gpu in self._gpus]
-        blocks = [self._blocks[i] for i in streamed]
         budgets[0] -= sum(line.high_bytes if high else line.bytes for line in self._beside)
-        budgets[0] -= self._first_cache + sum(block.cache_bytes for block in blocks)
-        budgets[0] -= _largest(blocks)
-        stay = [i for i in range(len(self._blocks)) if i not in streamed]
-        loads = [self._blocks[i].weight_bytes + self._blocks[i].cache_bytes for i in stay]
-        found = split_layers(loads, budgets)
-        if found is None:
-            return None
-        result = [0] * len(self._blocks)
-        for i, gpu in zip(stay, found, strict=True):
-            result[i] = gpu
+        budgets[0] -= self._first_cache
+        return budgets
+
+    def _all_on_first(self) -> Spread:
+        stay = frozenset(unit.position for unit in self._work.units)
+        return Spread(runs=(0,) * len(self._blocks), main=0, fill=Fill(stay, 0))
+
+    def _resident(self, found: Spread) -> dict[int, str]:
+        return {
+            unit.position: self._gpus[gpu].name
+            for block, gpu in zip(self._blocks, found.runs, strict=True)
+            for unit in block.units
+            if unit.position in found.fill.resident
+        }
+
+    def _gpu_lines(self, found: Spread) -> dict[str, tuple[Line, ...]]:
+        result: dict[str, tuple[Line, ...]] = {}
+        for i, gpu in enumerate(self._gpus):
+            mine = [b for b, at in zip(self._blocks, found.runs, strict=True) if at == i]
+            reload = found.fill.reload_bytes if i == found.main else 0
+            own = self._own_lines(mine, found.fill.resident, first=i == 0)
+            last = self._beside if i == 0 else ()
+            lines = (*own, *self._fixed, *buffer_line(self._work.engine, reload), *last)
+            result[gpu.name] = tuple(line for line in lines if line.high_bytes)
         return result
 
-    def _build(self, gpu_of: Sequence[int], streamed: set[int]) -> Assignment:
-        where: dict[int, str] = {}
-        weights = [0] * len(self._gpus)
-        cache = [0] * len(self._gpus)
-        cache[0] += self._first_cache
-        for i, block in enumerate(self._blocks):
-            cache[gpu_of[i]] += block.cache_bytes
-            if i not in streamed:
-                weights[gpu_of[i]] += block.weight_bytes
-                where |= {unit.position: self._gpus[gpu_of[i]].name for unit in block.units}
-        away = [self._blocks[i] for i in sorted(streamed)]
-        reload = _largest(away)
-        lines = {
-            gpu.name: self._lines(weights[i], cache[i], reload if i == 0 else 0)
-            for i, gpu in enumerate(self._gpus)
-        }
-        lines[self._gpus[0].name] += self._beside
-        units = [unit for block in away for unit in block.units]
-        elsewhere, slow_lines, held = spill(units, self._slow, gpu=True, hosted=self._hosted)
-        where |= elsewhere
-        lines |= slow_lines
-        return Assignment(where=where, lines=lines, offloaded=held, policy=self._policy(held))
-
-    def _lines(self, weights: int, cache: int, reload: int) -> tuple[Line, ...]:
-        caches = [line for line in self._scaled if line.part in ("kv_cache", "state_cache")]
-        first = [line for line in self._scaled if line.part == "weights"] + caches[:1]
-        scaled = [
-            replace(line, bytes=size, low_bytes=size, high_bytes=size)
-            for line, size in zip(first, (weights, cache), strict=False)
-            if size
-        ]
-        return (*scaled, *self._fixed, *_reload(reload))
-
-    def _policy(self, held: dict[str, int]) -> str:
-        text = f"whole layers in order over {len(self._gpus)} GPUs, the fullest as empty as can be"
-        if any(held.values()):
-            names = " and ".join(name for name, size in held.items() if size)
-            text += f"; the last layers are streamed from {names} for every token"
-        return text
+    def _own_lines(
+        self, mine: Sequence[Block], resident: frozenset[int], *, first: bool
+    ) -> tuple[Line, ...]:
+        units = [unit for block in mine for unit in block.units]
+        buffers = sum(unit.buffer_bytes for unit in units) if self._exact else 0
+        cache = sum(block.cache_bytes for block in mine) - buffers
+        cache += self._first_cache if first else 0
+        stay = [unit for unit in units if unit.position in resident]
+        return (
+            weights_line(own_weights(self._work.footprint), stay),
+            *(sized(line, cache) for line in self._caches),
+            *(sized(line, buffers) for line in self._buffers),
+        )
 
 
-def _blocks(units: Sequence[Unit], cache: Sequence[int]) -> list[_Block]:
-    blocks: list[_Block] = []
-    for unit in units:
-        last = blocks[-1].units[0].layer if blocks else None
-        if unit.layer is not None and unit.layer == last:
-            block = blocks.pop()
-            blocks.append(_Block((*block.units, unit), block.cache_bytes))
-        elif unit.layer is not None:
-            size = cache[unit.layer] if unit.layer < len(cache) else 0
-            blocks.append(_Block((unit,), size))
-        else:
-            blocks.append(_Block((unit,), 0))
-    return blocks
-
-
-def _largest(blocks: Sequence[_Block]) -> int:
-    return max((unit.reload_bytes for block in blocks for unit in block.units), default=0)
+_FIXED = ("activations", "overhead", "buffers")
+"""Parts that each GPU has whole."""

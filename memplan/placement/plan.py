@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import memplan
 from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
-from memplan.footprint.tower import image_tokens
+from memplan.parallel.infer import rank_spec
 from memplan.parallel.moments import closed_moments
+from memplan.placement.advice import find_changes, sensitivity
 from memplan.placement.assign import assign
+from memplan.placement.cost import Speeds, decode_speed, prefill_speed, speeds
+from memplan.placement.engines import PROFILES, EngineProfile, profile_of
+from memplan.placement.llamacpp import assign_llamacpp
+from memplan.placement.llamacpp_speed import shared_placement
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
-from memplan.placement.ranks import assign_ranks, offloads
-from memplan.placement.stream import decode_speed
-from memplan.placement.units import cut
+from memplan.placement.ranks import assign_copies, assign_ranks, fullest_rank, offloads
+from memplan.placement.units import Unit, cut
+from memplan.placement.verdict import verdict
+from memplan.placement.words import warnings
 from memplan.types import (
-    Change,
     Device,
     Footprint,
     FrozenMap,
-    Ledger,
     ModelSpec,
     Placement,
     Plan,
-    Verdict,
+    Range,
     Workload,
 )
-from memplan.units import format_bytes
 
 __all__ = ["Estimator", "make_plan"]
 
@@ -49,6 +51,8 @@ def make_plan(
     costs: Sequence[Cost] = (),
     created_ns: int = 0,
     estimator: Estimator = estimate,
+    quants: Mapping[str, Callable[[], ModelSpec]] | None = None,
+    changes: bool = True,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
 
@@ -62,20 +66,31 @@ def make_plan(
         created_ns: the caller's clock.
         estimator: `memplan.footprint.estimate.estimate`, or what answers more exactly. One that is
             slow has a method `quick` that the search for changes asks first.
+        quants: quantization's name -> the model in it, made only when a plan does not fit.
+        changes: look for single changes that make it fit. A search of its own needs none.
 
     Raises UsageError and UnsupportedModelError.
     """
 
-    def replan(other: Workload, by: Estimator = estimator) -> Plan:
-        found = _plan(spec, other, devices, draft=draft, baseline=baseline, costs=costs, by=by)
+    def replan(
+        other: Workload,
+        by: Estimator = estimator,
+        *,
+        on: Sequence[Device] = devices,
+        model: ModelSpec = spec,
+    ) -> Plan:
+        found = _plan(model, other, on, draft=draft, baseline=baseline, costs=costs, by=by)
         return replace(found, created_ns=created_ns)
 
     plan = replan(workload)
+    quick = getattr(estimator, "quick", None)
+    fast = partial(replan, by=quick) if quick else replan
+    if not changes:
+        return plan
     if plan.verdict.fits:
         return plan
-    quick = getattr(estimator, "quick", None)
-    changes = tuple(_changes(spec, plan, replan, partial(replan, by=quick) if quick else replan))
-    return replace(plan, verdict=replace(plan.verdict, changes=changes))
+    found = find_changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
+    return replace(plan, verdict=replace(plan.verdict, changes=tuple(found)))
 
 
 def _plan(
@@ -90,127 +105,128 @@ def _plan(
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
     beside = draft_lines(spec, workload, draft)
+    divided = workload.task == "infer" and workload.tp > 1
+    own = rank_spec(spec, workload) if divided else spec
     footprint = by(
-        spec,
+        own,
         workload,
         kind="gpu" if gpus else "cpu",
         baseline=baseline,
         costs=costs,
         beside=beside,
     )
-    units = cut(spec)
+    units = cut(own)
     ranks = workload.task == "train" and (len(gpus) > 1 or offloads(workload))
-    if ranks:
+    if divided:
+        assignment = assign_copies(own, workload, footprint, units, devices, beside=beside)
+    elif ranks:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
+    elif gpus and workload.runtime == "llama.cpp":
+        assignment = assign_llamacpp(spec, workload, footprint, units, devices, beside=beside)
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
-    books = ledgers(devices, assignment.lines)
+    books = ledgers(devices, assignment.lines, assignment.reused)
     if ranks or len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
         footprint = Footprint(lines=assignment.lines[fullest.name])
-    offloaded = sum(assignment.offloaded.values())
+    shared = fullest_rank(devices) if divided else devices
+    placement = _placement(own, workload, units, assignment, shared)
+    judged = verdict(books, assignment, profile_of(workload))
+    if judged.fits and not workload.pin:
+        more = sensitivity(placement, assignment.short_bytes, gpus)
+        judged = replace(judged, sensitivity=more)
     return Plan(
         id=None,
         model=spec.summary(),
         workload=workload,
         footprint=footprint,
         devices=books,
-        placement=Placement(
-            device_map=device_map(units, assignment.where) if assignment.where else FrozenMap(),
-            offloaded_bytes=offloaded,
-            streamed_bytes_per_token=offloaded,
-            decode_tokens_per_s=decode_speed(assignment.offloaded, devices),
-            policy=assignment.policy,
-        ),
-        verdict=_verdict(books, assignment),
+        placement=placement,
+        verdict=judged,
         memplan_version=memplan.__version__,
     )
 
 
-def _verdict(books: Sequence[Ledger], assignment: Assignment) -> Verdict:
-    short = [ledger for ledger in books if ledger.free_bytes < 0]
-    if short:
-        lacks = " and ".join(f"{x.name} lacks {format_bytes(-x.free_bytes)}" for x in short)
-        return Verdict(fits=False, reason=lacks)
-    computing = [ledger for ledger in books if ledger.kind == "gpu"] or list(books[:1])
-    tightest = min(computing, key=lambda ledger: ledger.free_bytes)
-    free = format_bytes(tightest.free_bytes)
-    share = 100 * tightest.free_bytes / max(tightest.capacity_bytes, 1)
-    reason = f"{tightest.name} keeps {free} free ({share:.0f} %)"
-    over = tightest.high_bytes + tightest.reserve_bytes - tightest.capacity_bytes
-    if over > 0:
-        reason += f"; tight: it lacks {format_bytes(over)} at the upper end of the band"
-    offloaded = sum(assignment.offloaded.values())
-    if offloaded:
-        where = " and ".join(name for name, size in assignment.offloaded.items() if size)
-        reason = f"with {format_bytes(offloaded)} of weights streamed from {where}; {reason}"
-    return Verdict(fits=True, reason=reason)
+def _placement(
+    spec: ModelSpec,
+    workload: Workload,
+    units: Sequence[Unit],
+    assignment: Assignment,
+    devices: Sequence[Device],
+) -> Placement:
+    where = assignment.where
+    engine = profile_of(workload)
+    if assignment.modules is not None:
+        return shared_placement(spec, workload, assignment, devices, engine)
+    costs = _Costs(spec, workload, units, assignment, devices)
+    computing = costs.computing
+    away = [u for u in units if where.get(u.position, "") not in computing] if where else []
+    streamed = [u for u in away if u.position not in assignment.hosted]
+    own = costs.decode(engine)
+    others = {engine.name: own.value}
+    if any(unit.active_share < 1 for unit in streamed):
+        others["cpu-compute"] = costs.decode(PROFILES["cpu-compute"]).value
+    return Placement(
+        device_map=device_map(units, where) if where and workload.tp == 1 else FrozenMap(),
+        offloaded_bytes=sum(assignment.offloaded.values()),
+        streamed_bytes_per_token=sum(engine.decode_bytes(unit) for unit in streamed),
+        decode_tokens_per_s=own,
+        policy=assignment.policy,
+        engine=engine.name,
+        host_lookup=tuple(n for u in units if u.position in assignment.hosted for n in u.names),
+        prefill_tokens_per_s=costs.prefill(engine),
+        speed_source=costs.rates.source if own.value is not None else "",
+        settings=assignment.settings,
+        warnings=warnings(streamed, engine, others),
+    )
 
 
-_Replan = Callable[[Workload], Plan]
+class _Costs:
+    """Speeds of one assignment by any engine's rules."""
 
+    def __init__(
+        self,
+        spec: ModelSpec,
+        workload: Workload,
+        units: Sequence[Unit],
+        assignment: Assignment,
+        devices: Sequence[Device],
+    ) -> None:
+        self.rates: Speeds = speeds(devices)
+        gpus = {device.name for device in devices if device.kind == "gpu"}
+        self.computing = gpus or {devices[0].name}
+        self._units, self._assignment, self._workload = units, assignment, workload
+        # One rank's: its weights are counted, the active ones are those of the whole model.
+        active = spec.active_parameters
+        self._parameters = active // workload.tp if active else spec.parameters
+        lines = (line for name in self.computing for line in assignment.lines.get(name, ()))
+        self._cache = sum(x.bytes for x in lines if x.part in ("kv_cache", "state_cache"))
 
-def _changes(spec: ModelSpec, plan: Plan, replan: _Replan, quick: _Replan) -> Iterable[Change]:
-    """Yield single changes that make the plan fit, each at the largest value that does."""
-    work = plan.workload
+    def decode(self, engine: EngineProfile) -> Range:
+        """Return tokens a second of one sequence."""
+        if not self._assignment.where or self._workload.task == "train":
+            return Range()
+        return decode_speed(
+            self._units,
+            self._assignment.where,
+            engine,
+            self.rates,
+            cache_bytes=self._cache // self._workload.batch,
+            hosted=self._assignment.hosted,
+        )
 
-    def smaller(option: str, value: int, *, sure: bool = False) -> Plan:
-        fields: dict[str, Any] = {option: value}
-        return (replan if sure else quick)(replace(work, **fields))
-
-    if work.task == "infer":
-        assert work.context is not None
-        least = 256 + (image_tokens(spec.vision, work) if spec.vision else 0)
-        yield from _largest("context", work.context, least, smaller, "a shorter context")
-        chunk = work.prefill_chunk or work.context
-        yield from _largest("prefill_chunk", chunk, 256, smaller, "slower prefill, same answer")
-    else:
-        assert work.seq is not None
-        if work.checkpointing == "none":
-            other = replan(replace(work, checkpointing="full"))
-            yield from _if_fits(other, "checkpointing", "full", "about a third more compute")
-        yield from _largest("seq", work.seq, 64, smaller, "shorter sequences")
-        if work.optimizer in ("adam", "adamw"):
-            other = replan(replace(work, optimizer="adafactor"))
-            yield from _if_fits(other, "optimizer", "adafactor", "another optimizer: tune it anew")
-    yield from _largest("batch", work.batch, 1, smaller, "fewer sequences at once")
-
-
-def _largest(
-    option: str, now: int, least: int, replan: Callable[..., Plan], note: str
-) -> Iterable[Change]:
-    """Yield the largest smaller value of an option that fits, halving and then bisecting.
-
-    The search may be by a quicker estimate than the plan: what it finds is planned anew, and where
-    that does not fit, the search begins again, as the quicker estimate has learned from it.
-    """
-    for _ in range(_TRIES):
-        value = _bisect(now, least, lambda value: replan(option, value).verdict.fits)
-        if value is None:
-            return
-        found = replan(option, value, sure=True)
-        if found.verdict.fits:
-            yield from _if_fits(found, option.replace("_", "-"), str(value), note)
-            return
-        now = value
-
-
-def _bisect(now: int, least: int, fits: Callable[[int], bool]) -> int | None:
-    """Return a value from `least` to below `now` that fits, within a sixteenth of the largest."""
-    low, high = least, now
-    if least >= now or not fits(least):
-        return None
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-_TRIES = 3
-
-
-def _if_fits(plan: Plan, option: str, value: str, note: str) -> Iterable[Change]:
-    if plan.verdict.fits:
-        total = plan.footprint.total_bytes
-        yield Change(option=option, value=value, total_bytes=total, note=note)
+    def prefill(self, engine: EngineProfile) -> Range:
+        """Return prompt tokens a second of one pass."""
+        work = self._workload
+        if not self._assignment.where or work.task == "train" or work.context is None:
+            return Range()
+        return prefill_speed(
+            self._units,
+            self._assignment.where,
+            engine,
+            self.rates,
+            tokens=work.batch * min(work.prefill_chunk or work.context, work.context),
+            parameters=self._parameters,
+            hosted=self._assignment.hosted,
+        )

@@ -8,6 +8,7 @@ decoder layer is one piece, since a loader may rename or fuse what is inside.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ class Unit:
     """Keys in a device map: one, or several for modules that share a tensor."""
     layer: int | None
     """Index of its decoder layer; None = before, between or after the layers."""
+    block: str | None = None
+    """Path of the layer that it is part of, in any stack; its parts run on one device."""
     position: int
     """Order in the model."""
     weight_bytes: int
@@ -42,8 +45,28 @@ class Unit:
     """Buffers, which stay on the computing device."""
     reload_bytes: int
     """Largest part that is copied at once when the piece is streamed."""
+    away_bytes: int = -1
+    """Parameters as they are kept in host memory or on disk: bitsandbytes packs on a GPU alone."""
+    active_bytes: int = -1
+    """Of `weight_bytes`, what one token passes through: a few of the experts, else all."""
+    resaved_bytes: int = 0
+    """Of `away_bytes`, what a loader writes anew for the disk: experts that it fuses, and all of a
+    model that has no file."""
+    lookup: bool = False
+    """True for an embedding that nothing else shares: one token reads one row of it."""
     tensors: tuple[Tensor, ...]
     """Its own parameters, tied ones left out."""
+
+    def __post_init__(self) -> None:
+        """Fill in what is the same as the weights unless something else is said."""
+        for name in ("away_bytes", "active_bytes"):
+            if getattr(self, name) < 0:
+                object.__setattr__(self, name, self.weight_bytes)
+
+    @property
+    def active_share(self) -> float:
+        """Part of the weights that one token passes through, 0 to 1."""
+        return self.active_bytes / self.weight_bytes if self.weight_bytes else 1.0
 
 
 _LAST: list[tuple[ModelSpec, tuple[Unit, ...]]] = []
@@ -64,9 +87,9 @@ def _cut(spec: ModelSpec) -> tuple[Unit, ...]:
         groups.setdefault(owner(tensor.name), []).append(tensor)
     whole_layers = not _leaves_known(spec)
     stack = _decoder_stack(spec)
+    cutter = _Cutter(spec, stack, whole_layers=whole_layers)
     units = [
-        _unit(names, [groups[name] for name in names], stack, whole_layers=whole_layers)
-        for names in _tied_together(groups)
+        cutter.unit(names, [groups[name] for name in names]) for names in _tied_together(groups)
     ]
     if not spec.exact_modules:
         units += _unstored(stack) if not whole_layers else ()
@@ -140,22 +163,74 @@ def _decoder_stack(spec: ModelSpec) -> str | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def _unit(
-    names: tuple[str, ...], parts: list[list[Tensor]], stack: str | None, *, whole_layers: bool
-) -> Unit:
-    tensors = [tensor for part in parts for tensor in part]
-    own = tuple(t for t in tensors if t.kind == "parameter" and not t.tied_to)
-    found = [match for t in tensors if (match := _layer_match(t.name)) and match[1] == stack]
-    layers = {int(match[2]) for match in found}
-    return Unit(
-        names=names,
-        layer=layers.pop() if len(layers) == 1 else None,
-        position=0,
-        weight_bytes=sum(t.bytes for t in own),
-        buffer_bytes=sum(t.bytes for t in tensors if t.kind == "buffer" and not t.tied_to),
-        reload_bytes=_reload(names, own, whole_layers=whole_layers),
-        tensors=own,
-    )
+_ROUTED = (".experts.", "_exps.")
+"""Marks of the tensors of routed experts, of which a token passes through a few."""
+
+_TABLE = re.compile(r"(^|\.)(shared|wte|token_embd|\w*embed\w*)$")
+"""Modules whose matrix is looked up row by row, unless the output shares it."""
+
+_SIXTEEN_ON_HOST = ("int8", "nf4", "fp4", "nf4-dq", "fp4-dq")
+"""Schemes of bitsandbytes: off the GPU a module keeps the dtype that it had."""
+
+
+class _Cutter:
+    """What all units of one model have in common."""
+
+    def __init__(self, spec: ModelSpec, stack: str | None, *, whole_layers: bool) -> None:
+        self._stack, self._whole = stack, whole_layers
+        self._share = _active_share(spec)
+        self._vocab = spec.vocab
+        self._packed = spec.weight_format in _SIXTEEN_ON_HOST
+        self._unsaved = spec.source == "module"
+
+    def unit(self, names: tuple[str, ...], parts: list[list[Tensor]]) -> Unit:
+        """Return the unit of modules that share tensors, or of one."""
+        tensors = [tensor for part in parts for tensor in part]
+        own = tuple(t for t in tensors if t.kind == "parameter" and not t.tied_to)
+        found = [match for t in tensors if (match := _layer_match(t.name))]
+        layers = {int(match[2]) for match in found if match[1] == self._stack}
+        blocks = {f"{match[1]}.{match[2]}" for match in found}
+        routed = sum(t.bytes for t in own if _is_routed(t.name))
+        away = tuple(self._away(t) for t in own)
+        buffers = (t for t in tensors if t.kind == "buffer" and not t.tied_to)
+        return Unit(
+            names=names,
+            layer=layers.pop() if len(layers) == 1 else None,
+            block=blocks.pop() if len(blocks) == 1 else None,
+            position=0,
+            weight_bytes=sum(t.bytes for t in own),
+            buffer_bytes=sum(t.bytes for t in buffers),
+            reload_bytes=_reload(names, away, whole_layers=self._whole),
+            away_bytes=sum(t.bytes for t in away),
+            active_bytes=sum(t.bytes for t in own) - routed + int(routed * self._share),
+            resaved_bytes=sum(t.bytes for t in away if self._unsaved or _is_routed(t.name)),
+            lookup=self._is_lookup(names, own),
+            tensors=own,
+        )
+
+    def _away(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as host memory keeps it (transformers 5.23, measured: 16.0 bits)."""
+        if not self._packed or tensor.dtype not in _SIXTEEN_ON_HOST:
+            return tensor
+        return replace(tensor, bytes=2 * math.prod(tensor.shape))
+
+    def _is_lookup(self, names: tuple[str, ...], own: tuple[Tensor, ...]) -> bool:
+        tables = all(len(t.shape) == 2 and t.shape[0] >= self._vocab for t in own)
+        return bool(own) and tables and all(_TABLE.search(name) for name in names)
+
+
+def _is_routed(name: str) -> bool:
+    return any(mark in name for mark in _ROUTED)
+
+
+def _active_share(spec: ModelSpec) -> float:
+    """Return the part of the routed experts that one token passes through: chosen / all."""
+    if spec.active_parameters is None:
+        return 1.0
+    own = (t for t in spec.tensors if t.kind == "parameter" and not t.tied_to)
+    routed = sum(math.prod(t.shape) for t in own if _is_routed(t.name))
+    asleep = spec.parameters - spec.active_parameters
+    return min(max(1 - asleep / routed, 0.0), 1.0) if routed else 1.0
 
 
 def _reload(names: tuple[str, ...], own: tuple[Tensor, ...], *, whole_layers: bool) -> int:

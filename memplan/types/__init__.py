@@ -22,6 +22,7 @@ from memplan.types.base import (
 )
 from memplan.types.model import Layer, ModelSpec, ModelSummary, State, Tensor, Vision
 from memplan.types.plan import (
+    Beside,
     Change,
     Device,
     Footprint,
@@ -35,6 +36,7 @@ from memplan.types.plan import (
 from memplan.types.run import (
     Comparison,
     DeviceComparison,
+    Event,
     PartComparison,
     Peak,
     Phase,
@@ -47,12 +49,14 @@ from memplan.types.workload import Workload
 __all__ = [
     "PARTS",
     "Basis",
+    "Beside",
     "Change",
     "CompareVerdict",
     "Comparison",
     "Device",
     "DeviceComparison",
     "DeviceKind",
+    "Event",
     "Footprint",
     "FrozenMap",
     "Layer",
@@ -79,5 +83,5 @@ __all__ = [
     "Workload",
 ]
 
-Core = ModelSpec | Footprint | Plan | Run | Phase | Comparison
+Core = ModelSpec | Footprint | Plan | Run | Phase | Event | Comparison
 """The types that stand alone as JSON documents, each with a schema tag."""

@@ -10,6 +10,7 @@ from memplan.types.model import ModelSummary
 from memplan.types.workload import Workload
 
 __all__ = [
+    "Beside",
     "Change",
     "Device",
     "Footprint",
@@ -97,6 +98,12 @@ class Device:
     """Left untouched for others."""
     bandwidth: int | None = None
     """Bytes a second from here to the device that computes; None = not known."""
+    memory_bandwidth: int | None = None
+    """Bytes a second of its own memory, as the maker says; None = not known."""
+    link_bandwidth: int | None = None
+    """Bytes a second from host memory to a GPU, as the link can carry; None = not known."""
+    measured: str = ""
+    """Day on which its bandwidths were measured on this machine; "" = they were not."""
     label: str = ""
     """Product name for people."""
     uuid: str | None = None
@@ -113,13 +120,14 @@ class Device:
     def __post_init__(self) -> None:
         """Check that the sizes make sense."""
         not_negative(self, "capacity_bytes", "reserve_bytes", "bandwidth")
+        not_negative(self, "memory_bandwidth", "link_bandwidth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """What one device of a plan holds: the `devices` block."""
 
-    DERIVED: ClassVar[tuple[str, ...]] = ("total_bytes", "free_bytes")
+    DERIVED: ClassVar[tuple[str, ...]] = ("total_bytes", "free_bytes", "proof")
 
     name: str
     """Device name."""
@@ -135,8 +143,23 @@ class Ledger:
     """Lower end of the band of the total."""
     high_bytes: int
     """Upper end of the band of the total."""
+    items: FrozenMap[int] = field(default_factory=FrozenMap)
+    """The same total by purpose: "weights", "kv_cache", "activations", "reload_buffer",
+    "prefetch_buffer", "communication", "context" ..."""
+    reused_bytes: int = 0
+    """Weights that are read here from the checkpoint's own files, so that they take no new room
+    (disk)."""
     extra: Extra = field(default_factory=no_extra)
     """Unknown fields of a newer version."""
+
+    @property
+    def proof(self) -> str:
+        """The sum in bytes, item by item with the reserve, and whether it is within capacity."""
+        terms = [f"{name} {size}" for name, size in (self.items or self.parts).items() if size]
+        terms += [f"reserve {self.reserve_bytes}"] if self.reserve_bytes else []
+        total = self.total_bytes + self.reserve_bytes
+        sign = "<=" if self.free_bytes >= 0 else ">"
+        return f"{' + '.join(terms) or '0'} = {total} {sign} {self.capacity_bytes}"
 
     @property
     def total_bytes(self) -> int:
@@ -153,12 +176,30 @@ class Ledger:
 class Range:
     """An estimate with its band; all None when nothing is known."""
 
-    value: float | None
+    value: float | None = None
     """Best estimate."""
-    low: float | None
+    low: float | None = None
     """Lower end."""
-    high: float | None
+    high: float | None = None
     """Upper end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What somebody else would do with the same model and devices."""
+
+    name: str
+    """Who: "accelerate", "optimum" ..."""
+    resident_bytes: int
+    """Weights on devices that compute."""
+    difference_bytes: int
+    """The plan's resident bytes less these; embeddings that the host looks up count as resident."""
+    runs: bool
+    """False when it needs more than a device has, cache, activations and buffers counted."""
+    note: str
+    """Why not, or what it does, in words."""
+    decode_tokens_per_s: Range = field(default_factory=Range)
+    """By the same rates as the plan's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +213,24 @@ class Placement:
     streamed_bytes_per_token: int
     """Bytes copied to the computing device for each forward pass."""
     decode_tokens_per_s: Range
-    """Speed of one sequence's decoding, bound by the copies; None when nothing is streamed."""
+    """Speed of one sequence's decoding, bound by the bytes that are read; None when nothing is
+    offloaded and the device's own rate is not known."""
     policy: str
     """The rule that made this placement, in words."""
+    engine: str = ""
+    """How what is offloaded is used: "stream", "cpu-compute", "uva", "prefetch", "shard" ..."""
+    host_lookup: tuple[str, ...] = ()
+    """Embeddings that the host looks up: their row is sent, they are never copied whole."""
+    prefill_tokens_per_s: Range = field(default_factory=Range)
+    """Prompt tokens a second in one pass; None when nothing is offloaded."""
+    speed_source: str = ""
+    """Where the rates behind both speeds come from."""
+    settings: FrozenMap[int] = field(default_factory=FrozenMap)
+    """What the engine must be told, such as "cpu_offload_bytes", "offload_group_size"."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against this engine for this model."""
+    beside: tuple[Beside, ...] = ()
+    """What other planners or engines would do, with the difference."""
     extra: Extra = field(default_factory=no_extra)
     """Unknown fields of a newer version."""
 
@@ -203,6 +259,10 @@ class Verdict:
     """One sentence."""
     changes: tuple[Change, ...] = ()
     """What would make it fit, smallest change first."""
+    binding: str = ""
+    """The constraint that cannot be met, in words; "" when it fits."""
+    sensitivity: tuple[str, ...] = ()
+    """What a little more memory would change, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

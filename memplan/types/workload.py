@@ -102,6 +102,11 @@ class Workload:
     """Share of zero weights, 0 to 1."""
     sparse_format: str | None = None
     """How sparse weights are stored."""
+    offload: str | None = None
+    """How what the devices do not hold is used (infer): "stream", "uva", "prefetch" ...; None =
+    as the runtime does."""
+    pin: tuple[str, ...] = ()
+    """Modules that the user put on a device, as "MODULE=DEVICE"."""
     device: tuple[str, ...] = ()
     """Devices as the user named them."""
     host_memory: int | None = None
