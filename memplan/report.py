@@ -9,6 +9,7 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from memplan.explain import gap_sentence
 from memplan.types import (
     Beside,
     Comparison,
@@ -271,6 +272,9 @@ def comparison_text(comparison: Comparison, *, plan: Plan | None = None, unit: s
     sections += [_device(row, unit) for row in comparison.devices]
     sections.append([f"  note: {note}" for note in comparison.notes])
     sections.append([f"  {_judgement(comparison, unit)}"])
+    why = gap_sentence(comparison, unit)
+    if why:
+        sections[-1] += textwrap.wrap(f"  {why}", 96, subsequent_indent="  ")
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 

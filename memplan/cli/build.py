@@ -208,16 +208,18 @@ def build_job(options: dict[str, Any]) -> Job:
     )
 
 
-_PARALLEL = ("nodes", "strategy", "tp", "pp", "dp", "ep", "cp")
+_TRAIN_PARALLEL = ("nodes", "strategy", "pp", "dp", "ep", "cp")
 
 
 def _check_parallel(options: Mapping[str, Any]) -> None:
+    """Refuse what only trainings have: an engine that answers is planned with --tp alone."""
     if options["task"] == "train":
         return
-    for name in _PARALLEL:
+    for name in _TRAIN_PARALLEL:
         if options[name] is not None:
             raise UsageError(
-                f"--{name} is planned for training alone so far", hint="add --task train"
+                f"--{name} is planned for training alone so far",
+                hint="add --task train, or plan an engine's tensor parallelism with --tp",
             )
 
 
@@ -225,6 +227,8 @@ def _devices(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return one name for each GPU: --gpus repeats the only --device."""
     names: tuple[str, ...] = tuple(options["device"])
     count: int | None = options["gpus"]
+    if count is None and options["task"] != "train" and len(names) == 1:
+        count = options["tp"]
     if count is None:
         return names
     if count > MOST_GPUS:

@@ -35,7 +35,7 @@ _KEPT_MODELS = 24
 @click.option(
     "--sequences", type=Count(), metavar="N", help="train: that one step must see, GPUs together."
 )
-@click.option("--limit", type=Count(), default=8, metavar="N", help="Lines. Default: 8.")
+@click.option("--limit", type=Count(), metavar="N", help="Lines. Default: 8; train: 4.")
 @click.option("--jobs", type=Count(), metavar="N", help="Processes. Default: the cores, up to 4.")
 @click.option("--save", is_flag=True, help="Keep the plan of line 1 in the database.")
 @click.option("--pick", type=Count(), metavar="LINE", help="With --save: of another line.")
@@ -49,7 +49,7 @@ def fit(
     /,
     *,
     sequences: int | None,
-    limit: int,
+    limit: int | None,
     jobs: int | None,
     save: bool,
     pick: int | None,
@@ -78,7 +78,8 @@ def fit(
     if sequences is not None and options["task"] != "train":
         raise UsageError("--sequences belongs to --task train", hint="add --task train")
     given = typed_options(ctx, [name for name in options if name != "model"])
-    request = _request(options, given, limit=limit, sequences=sequences)
+    lines = limit or (4 if options["task"] == "train" else 8)
+    request = _request(options, given, limit=lines, sequences=sequences)
     with Workers(make_answerer, dict(options), jobs=jobs or default_jobs()) as workers:
         found = _search(request, workers)
     if save:
@@ -175,7 +176,7 @@ def _request(
         limit=limit,
         traced=estimator == "trace",
         sequences=sequences,
-        devices=_larger(first.capacity_bytes) if names and options["gpus"] is None else (),
+        devices=_larger(first.capacity_bytes) if len(names) == 1 else (),
     )
 
 

@@ -180,13 +180,13 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="train on several GPUs. Default: fsdp2.",
     ),
     *(
-        click.option(f"--{name}", type=_COUNT, metavar="N", help=f"train: {text}-parallel degree.")
+        click.option(f"--{name}", type=_COUNT, metavar="N", help=f"{text}-parallel degree.")
         for name, text in (
-            ("tp", "tensor"),
-            ("pp", "pipeline"),
-            ("dp", "data"),
-            ("ep", "expert"),
-            ("cp", "context"),
+            ("tp", "train, and infer on vllm or transformers: tensor"),
+            ("pp", "train: pipeline"),
+            ("dp", "train: data"),
+            ("ep", "train: expert"),
+            ("cp", "train: context"),
         )
     ),
     click.option(

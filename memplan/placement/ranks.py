@@ -12,13 +12,61 @@ from memplan.footprint.overhead import host_line
 from memplan.parallel.moments import Moments, rank_line
 from memplan.parallel.shard import shard, shards
 from memplan.parallel.types import Shard
+from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment
+from memplan.placement.units import Unit
 from memplan.types import Device, Footprint, Line, ModelSpec, Workload
 
-__all__ = ["assign_ranks"]
+__all__ = ["assign_copies", "assign_ranks", "fullest_rank"]
 
 MOST_RANKS = 64
 """Ranks up to which each is worked out; of a larger job every one is taken for the fullest."""
+
+
+def assign_copies(
+    spec: ModelSpec,
+    workload: Workload,
+    footprint: Footprint,
+    units: Sequence[Unit],
+    devices: Sequence[Device],
+    *,
+    beside: Sequence[Line] = (),
+) -> Assignment:
+    """Return what each GPU of a tensor-parallel engine holds: every rank the same.
+
+    Args:
+        spec: the model as one rank loads it (`memplan.parallel.infer.rank_spec`).
+        workload: complete, with tp.
+        footprint: of one rank.
+        units: its pieces.
+        devices: one GPU for each rank; what is beside them holds no weights.
+        beside: lines of what else runs there, on every rank.
+
+    Raises UsageError when there are not as many GPUs as ranks.
+    """
+    gpus = [device for device in devices if device.kind == "gpu"]
+    if len(gpus) != workload.tp:
+        raise UsageError(
+            f"--tp {workload.tp} needs as many GPUs, and there are {len(gpus)}",
+            hint=f"--gpus {workload.tp}",
+        )
+    least = fullest_rank(devices)[0]
+    alone = replace(workload, tp=1, gpus=1)
+    one = assign(spec, alone, footprint, units, [least], beside=beside)
+    return replace(
+        one,
+        lines={gpu.name: one.lines[least.name] for gpu in gpus},
+        policy=f"tensor parallelism: each of {workload.tp} GPUs holds its part of every layer; "
+        "what they exchange is not in the speeds",
+    )
+
+
+def fullest_rank(devices: Sequence[Device]) -> list[Device]:
+    """Return the GPU with the least room, and what is no GPU."""
+    gpus = [device for device in devices if device.kind == "gpu"]
+    least = min(gpus, key=lambda gpu: gpu.capacity_bytes - gpu.reserve_bytes)
+    return [least, *(device for device in devices if device.kind != "gpu")]
+
 
 FindMoments = Callable[..., Moments]
 """(spec, workload, gradients=bytes) -> Moments."""

@@ -43,6 +43,8 @@ class Grow:
     """Largest value that makes sense."""
     step: int = 1
     """Only multiples of this, beside `most`."""
+    probes: int | None = None
+    """Plans that may be made for it, where each takes long; None = as many as it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +186,7 @@ def _grown(tried: Tried, grow: Grow, notes: _Notes) -> Tried:
         most=grow.most,
         step=grow.step,
         guess=_guess(tried.plan, getattr(tried.plan.workload, grow.option) or grow.least),
+        probes=grow.probes,
     )
     return best
 
@@ -204,7 +207,13 @@ def free_bytes(plan: Plan) -> int:
 
 
 def largest(
-    room: Callable[[int], int | None], *, least: int, most: int, step: int = 1, guess: int = 0
+    room: Callable[[int], int | None],
+    *,
+    least: int,
+    most: int,
+    step: int = 1,
+    guess: int = 0,
+    probes: int | None = None,
 ) -> int | None:
     """Return the largest value that fits; None when not even the least does.
 
@@ -217,6 +226,8 @@ def largest(
         most: largest value.
         step: between them only multiples of this are tried; the ends themselves always.
         guess: where to look first.
+        probes: how often `room` is asked at most; the largest found so far is then returned, and
+            sooner where the line says that nothing larger fits.
     """
     first = room(least)
     if first is None:
@@ -227,7 +238,9 @@ def largest(
         if low >= most:
             return low
         lowest, highest = low // step + 1, -(-high // step) - 1
-        if lowest > highest:
+        if lowest > highest or (
+            probes is not None and _enough(fitting, turn, probes, lowest * step)
+        ):
             return low
         bounded = high <= most
         if bounded and turn % 3 == 2:
@@ -242,6 +255,10 @@ def largest(
         else:
             fitting.append((value, free))
     raise AssertionError("unreachable")
+
+
+def _enough(fitting: Sequence[tuple[int, int]], turn: int, probes: int, following: int) -> bool:
+    return turn + 1 >= probes or (len(fitting) > 1 and _line(fitting) < following)
 
 
 def _line(fitting: Sequence[tuple[int, int]]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from memplan.search.types import Alternative
@@ -13,20 +13,30 @@ __all__ = ["best_first", "undominated"]
 def best_first(found: Iterable[Alternative]) -> list[Alternative]:
     """Return alternatives: least given up first, then the fastest, then the smallest.
 
-    So that the first lines show what kinds there are, each line of a kind (engine, GPUs, weights
-    on them or not) counts one more than the one before.
+    So that the first lines show what kinds there are, each line that is already listed with as
+    many GPUs, weights on them or not, makes the next of that kind a little heavier, and one on the
+    same engine more so.
     """
-    kinds: Counter[tuple[object, ...]] = Counter()
+    rest = sorted(found, key=lambda one: (one.weight, *_ties(one)))
+    alike: defaultdict[object, float] = defaultdict(float)
     ordered = []
-    for one in sorted(found, key=lambda one: (one.weight, *_ties(one))):
-        work = one.plan.workload
-        kind = (one.engine, work.gpus, work.method, one.offloaded_bytes > 0)
-        ordered.append((one.weight + _AGAIN * kinds[kind], *_ties(one), one))
-        kinds[kind] += 1
-    return [row[-1] for row in sorted(ordered, key=lambda row: row[:-1])]
+    while rest:
+        best = min(rest, key=lambda one: one.weight + sum(alike[kind] for kind in _kinds(one)))
+        rest.remove(best)
+        ordered.append(best)
+        for kind, weight in zip(_kinds(best), _AGAIN, strict=True):
+            alike[kind] += weight
+    return ordered
 
 
-_AGAIN = 1.0
+_AGAIN = (0.5, 1.0)
+"""How much heavier a line becomes by one before it that is alike in the coarse, or in all."""
+
+
+def _kinds(one: Alternative) -> tuple[object, object]:
+    work = one.plan.workload
+    coarse = (work.gpus, one.offloaded_bytes > 0, work.method)
+    return coarse, (*coarse, one.engine, work.checkpointing)
 
 
 def _ties(one: Alternative) -> tuple[float, int, str]:

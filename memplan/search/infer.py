@@ -165,7 +165,7 @@ def _changes(values: Mapping[str, str], asked: Plan) -> dict[str, str]:
 
 
 def _counts(asked: Plan, given: frozenset[str], facts: Facts, engine: str) -> Sequence[Settings]:
-    if "gpus" in given or not facts.repeatable or asked.devices[0].kind != "gpu":
+    if given & {"gpus", "tp"} or not facts.repeatable or asked.devices[0].kind != "gpu":
         return ({},)
-    del engine
-    return tuple({} if count == 1 else {"gpus": count} for count in GPU_COUNTS)
+    names = ("gpus", "tp") if engine == "vllm" else ("gpus",)
+    return tuple({} if count == 1 else dict.fromkeys(names, count) for count in GPU_COUNTS)

@@ -27,6 +27,7 @@ LEAST_SEQUENCE = 256
 _MOST_SEQUENCE = 1_048_576
 _MOST_BATCH = 4096
 _STEP = 128
+_PROBES = 4
 
 
 def candidates(asked: Plan, given: frozenset[str], facts: Facts) -> list[Settings]:
@@ -91,12 +92,16 @@ def shorter(settings: Settings, asked: Plan, given: frozenset[str]) -> Question 
 
 
 def rooms(name: str, settings: Settings, plan: Plan, facts: Facts) -> list[Question]:
-    """Return how far batch and sequences of a plan that fits can grow."""
+    """Return how far batch and sequences of a plan that fits can grow.
+
+    A trace takes seconds: three say where the room of a line through two of them ends.
+    """
+    probes = _PROBES if plan.workload.estimator == "trace" else None
     batch, seq = plan.workload.batch, plan.workload.seq or 0
     longest = max(facts.most_context or _MOST_SEQUENCE, seq)
     limits = (
-        Grow(option="batch", least=batch, most=max(_MOST_BATCH, batch)),
-        Grow(option="seq", least=seq, most=longest, step=_STEP),
+        Grow(option="batch", least=batch, most=max(_MOST_BATCH, batch), probes=probes),
+        Grow(option="seq", least=seq, most=longest, step=_STEP, probes=probes),
     )
     return [Question(name=name, steps=(settings,), grow=grow) for grow in limits]
 
