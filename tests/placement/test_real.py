@@ -172,6 +172,9 @@ class Bench:
                 group.rmdir()
 
 
+ALLOWANCE = 24 * MIB
+"""Beside tensors: heap, page tables, file pages in use. The plan's own band has 48 MiB for it."""
+
 QUICK = ("llama",)
 EVERY = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.limits) for kind in KINDS]
 
@@ -183,7 +186,7 @@ def bench(request, tmp_path_factory):
 
 
 def test_a_plan_runs_within_its_band_and_answers_as_without_offload(bench):
-    """A good third of the weights on disk; the limit is the capacity that was planned for.
+    """A good third of the weights on disk; the limit is little more than the capacity.
 
     Experts are merged while they are loaded, which takes a few times a layer's (Mixtral: 194 MB
     where the best estimate is 137 and the upper end 355): there the limit is the upper end.
@@ -197,7 +200,8 @@ def test_a_plan_runs_within_its_band_and_answers_as_without_offload(bench):
     assert set(plan.placement.device_map.values()) == {"cpu", "disk"}
     on_host, on_disk = plan.devices
     merged = any(".experts." in tensor.name for tensor in bench.spec.tensors)
-    most = on_host.high_bytes if merged else capacity
+    most = on_host.high_bytes if merged else capacity + ALLOWANCE
+    assert merged or most < bench.spec.weight_bytes  # without offload it would not live
     code, peak, logits = bench.run(plan.placement.device_map, limit=most, name="half")
     assert code == 0, peak
     assert torch.equal(logits, bench.expected())
