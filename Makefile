@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .venv-engines
 # What `make test` leaves to the other targets.
-QUICK := not sweep and not faults and not limits and not engines
+QUICK := not sweep and not faults and not limits and not engines and not llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits engines check format bench docs clean
+.PHONY: help demo test sweep faults limits engines reference llamacpp check format bench docs messages captures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,15 @@ engines: $(ENGINES)/.installed ## Hold what emit writes against the engines them
 limits: $(STAMP) ## Run plans of eight architectures for real, each under its own memory limit (minutes)
 	$(BIN)/python -m pytest -m limits
 
+llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it against its own dry run
+	sh scripts/build_llamacpp.sh build/llama.cpp $(BIN)/python
+	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
+	    $(BIN)/python -m pytest -n 2 -m llamacpp
+
+reference: $(STAMP) ## Hold published trainings, litgpt's own model code too, against the planner (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/reference/requirements.txt
+	$(BIN)/memplan validate --cases tests/reference/training.jsonl
+
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -58,6 +67,12 @@ format: $(STAMP) ## Format the code and mend what the linter can mend
 
 bench: $(STAMP) ## Benchmarks beside a peer
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+messages: $(STAMP) ## Bring the dashboard's translations up to date and compile them
+	$(BIN)/python scripts/messages.py
+
+captures: $(STAMP) ## Drive the dashboard in tmux against a daemon, at two sizes and in three variants
+	$(BIN)/python scripts/tui_captures.py
 
 docs: $(STAMP) ## Write the generated parts of README.md and docs/ anew (command list, pictures)
 	$(BIN)/python docs/generate.py
