@@ -8,6 +8,7 @@ Texts are the first argument of `tr(...)` and `mark(...)` in tui/. New ones are 
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tui"
 KEYWORDS = {"tr": None, "mark": None}
+
+_ALWAYS = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+"""A catalogue of the same texts has the same bytes."""
 
 
 def texts() -> list[str]:
@@ -62,6 +66,7 @@ def updated(old: Catalog, wanted: list[str], language: str) -> Catalog:
 def compiled(found: Catalog) -> bytes:
     """Return a catalogue as gettext reads it."""
     out = io.BytesIO()
+    found.creation_date = found.revision_date = _ALWAYS
     write_mo(out, found)
     return out.getvalue()
 

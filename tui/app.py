@@ -212,6 +212,11 @@ class MemplanApp(App[None]):
         """Read runs that are shown side by side."""
         self._ask(replace(self._request, beside=runs))
 
+    def select_plan(self, key: str) -> None:
+        """Show a plan by its id, or the "last" one."""
+        ids = self.snapshot.plans
+        self._ask(replace(self._request, plan_id=ids[0] if key == "last" and ids else key))
+
     def step_plan(self, step: int) -> None:
         """Show the plan that is `step` places older."""
         ids, shown = self.snapshot.plans, self.snapshot.plan

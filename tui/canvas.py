@@ -48,6 +48,7 @@ class Canvas(Widget):
         self._base = base
         self._lines: list[Line] = []
         self._styles: dict[str, Style] = {}
+        self._ground = Style()
         self._theme = ""
 
     def show(self, lines: Sequence[Line]) -> None:
@@ -68,7 +69,9 @@ class Canvas(Widget):
             self._theme = self.app.theme
             theme = self.app.current_theme
             self._styles = role_styles(theme, colour=not self.app.no_color)
-        base = self._styles.get(self._base, Style())
+            colour = None if theme.ansi or self.app.no_color else theme.background
+            self._ground = Style(bgcolor=colour)
+        base = self._ground + self._styles.get(self._base, Style())
         width = self.size.width
         line = self._lines[y] if y < len(self._lines) else []
         segments = [

@@ -32,11 +32,14 @@ LOOKED_UP = 5
 LIST_NS = 5 * 10**9
 """How often the lists of runs and plans are read anew; a run that goes on is read each time."""
 
-FIRST_HOST_NS = 60 * 10**9
-"""The machine's samples that the first poll reads."""
+WATCHED_NS = 60 * 10**9
+"""A machine that was sampled so lately is shown before a run that has ended."""
 
-CHUNK_NS = 120 * 10**9
-"""Older samples of the machine that one poll reads, until the window is full."""
+RECENT_NS = 5 * 10**9
+"""The machine's newest samples, read one by one; older ones come in buckets."""
+
+BUCKETS = 400
+"""Of one curve: two in each column of a wide chart."""
 
 KEPT_HOST_NS = 24 * 3600 * 10**9
 """How far back the machine's curves are read at most."""
@@ -171,7 +174,7 @@ class Poller:
         running = next((run for run in self._runs if run.status == "running"), None)
         if running is not None:
             return running
-        watched = last is not None and now - last < FIRST_HOST_NS and self._host.series
+        watched = last is not None and now - last < WATCHED_NS and self._host.series
         return None if watched else self._runs[0]
 
     def _run_peaks(self, reader: Reader) -> dict[str, int]:
@@ -189,6 +192,7 @@ class Poller:
             self._tracks, self._cursor, self._settled = Tracks(run.id), 0, None
         if self._settled != run.id:
             self._cursor = _follow(reader, self._tracks, self._cursor)
+            _fill(reader, self._tracks, run)
             self._phases = reader.phases(run.id)
             self._settled = run.id if run.status != "running" else None
         return detail_at(
@@ -208,6 +212,7 @@ class Poller:
             return self._finished.get(run_id)
         tracks = Tracks(run_id)
         _follow(reader, tracks, 0)
+        _fill(reader, tracks, run)
         phases, plan = reader.phases(run_id), self._plan(reader, run.plan_id)
         detail = detail_at(run, plan, tracks, phases, self._devices, at_ns=2**62, window_ns=None)
         if run.status != "running":
@@ -232,24 +237,23 @@ class Poller:
         return self._plan(reader, self._plan_ids[0]) if self._plan_ids else None
 
     def _follow_host(self, reader: Reader, last: int | None, window_ns: int | None) -> None:
-        """Read the machine's new samples, and a piece of the older ones while the window wants."""
+        """Read the machine's new samples; when the window grows, its older ones in buckets."""
         if last is None:
             return
-        if self._host_first is None:
-            self._host_first = last - FIRST_HOST_NS
-            batch = reader.samples(None, since_ns=self._host_first)
-        else:
+        since = last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS)
+        if self._host_first is not None and self._host_first <= since:
             batch = reader.samples(None, after=self._host_cursor)
+        else:
+            span = reader.span_ns(None)
+            begin = max(since, span[0]) if span is not None else since
+            recent = max(last - RECENT_NS, begin)
+            self._host, self._host_first = Tracks(None), since
+            if begin < recent:
+                older = reader.curves(None, since_ns=begin, until_ns=recent, buckets=BUCKETS)
+                self._host.add_curves(older)
+            batch = reader.samples(None, since_ns=recent)
         self._host.add(batch.samples)
-        self._host_cursor = batch.cursor
-        wanted = last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS)
-        ends = self._host.ends()
-        if self._host_first <= wanted or ends is None or batch.samples == ():
-            return
-        since = max(self._host_first - CHUNK_NS, wanted)
-        older = reader.samples(None, since_ns=since, until_ns=self._host_first - 1)
-        self._host.put_before(older.samples)
-        self._host_first = since if older.samples else wanted
+        self._host_cursor = max(batch.cursor, self._host_cursor)
 
     def _close(self) -> None:
         if self._reader is not None:
@@ -272,3 +276,12 @@ def _follow(reader: Reader, tracks: Tracks, cursor: int) -> int:
         if batch.cursor == cursor:
             return cursor
         cursor = batch.cursor
+
+
+def _fill(reader: Reader, tracks: Tracks, run: Run) -> None:
+    """Read what is left of a run whose samples were rolled up; None of it when there are any."""
+    if tracks.series or tracks.run_id is None or run.ended_ns is None:
+        return
+    end = run.ended_ns + 1
+    found = reader.curves(tracks.run_id, since_ns=run.started_ns, until_ns=end, buckets=BUCKETS)
+    tracks.add_curves(found)

@@ -16,6 +16,9 @@ from memplan.types import Device, FrozenMap, Phase, Plan, Run
 
 __all__ = ["Recording", "load_recording"]
 
+BUCKETS = 2000
+"""Of a curve whose samples were rolled up."""
+
 KEPT = 400_000
 """Points of one series: a window of ten hours at ten samples a second stays whole."""
 
@@ -133,11 +136,20 @@ def load_recording(
 
 
 def _read(reader: Reader, run_id: str | None, since: int | None, until: int | None) -> Tracks:
+    """Read samples; where they were rolled up already, what is left of them."""
     tracks = Tracks(run_id, limit=KEPT)
     cursor = 0
     while True:
         batch = reader.samples(run_id, after=cursor, since_ns=since, until_ns=until)
         tracks.add(batch.samples)
         if batch.cursor == cursor:
-            return tracks
+            break
         cursor = batch.cursor
+    span = reader.span_ns(run_id) if not tracks.series else None
+    if span is not None:
+        begin, end = max(since or 0, span[0]), min(until or span[1], span[1])
+        if begin <= end:
+            tracks.add_curves(
+                reader.curves(run_id, since_ns=begin, until_ns=end + 1, buckets=BUCKETS)
+            )
+    return tracks

@@ -31,6 +31,9 @@ _RULE = {
 }
 """Of rules, which carry no text."""
 
+_CURSOR = {"memplan-dark": "#2E3A42", "memplan-light": "#D4E6F2", "memplan-contrast": "#404040"}
+"""Behind the row of the cursor."""
+
 _ANSI = BUILTIN_THEMES["ansi-dark"]
 
 THEMES = (
@@ -145,7 +148,7 @@ def role_styles(theme: Theme, *, colour: bool = True) -> dict[str, Style]:
         "empty": Style(color=text),
         "cursor": Style(reverse=True)
         if theme.ansi
-        else Style(color=text, bgcolor=_RULE.get(theme.name, dim), bold=True),
+        else Style(color=text, bgcolor=_CURSOR.get(theme.name, _plain(theme.panel)), bold=True),
         "status": Style(bold=True, reverse=True)
         if theme.ansi
         else Style(color=text, bgcolor=_plain(theme.panel), bold=True),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from memplan_tui.messages import Points, Process
 
 from memplan.chart import downsample
+from memplan.store.base import Curve
 from memplan.types import Peak, Phase, Sample, Series
 
 __all__ = ["KEPT_POINTS", "Track", "Tracks"]
@@ -40,12 +41,6 @@ class Track:
         self.values.append(value)
         self.high.append(max(value, self.high[-1]) if self.high else value)
         self.count += 1
-
-    def put_before(self, older: Track) -> None:
-        """Put samples in front that are older than all that is here."""
-        newer, count = list(zip(self.times, self.values, strict=True)), self.count + older.count
-        points = [*zip(older.times, older.values, strict=True), *newer]
-        self._refill(points, count)
 
     def thin(self, limit: int) -> None:
         """Keep about half the limit of points once there are more than it."""
@@ -108,14 +103,19 @@ class Tracks:
             track.add(sample.t_ns, sample.value)
             track.thin(self._limit)
 
-    def put_before(self, samples: Iterable[Sample]) -> None:
-        """Put samples in front of all that are here."""
-        older = Tracks(self.run_id, limit=self._limit)
-        older.add(samples)
-        for key, track in older.series.items():
-            whole = self.series.setdefault(key, Track())
-            whole.put_before(track)
-            whole.thin(self._limit)
+    def add_curves(self, curves: Iterable[Curve]) -> None:
+        """Append what is left of older samples: of each bucket the lowest and the highest."""
+        for curve in curves:
+            key = (curve.series.entity, curve.series.metric)
+            track = self.series.setdefault(key, Track())
+            for bucket in curve.buckets:
+                if bucket.low != bucket.high:
+                    track.add(bucket.t_ns, bucket.low)
+                track.add(bucket.high_t_ns, bucket.high)
+                if bucket.last != bucket.high:
+                    track.add(bucket.t_ns + curve.width_ns - 1, bucket.last)
+                track.count += bucket.n - 1
+            track.thin(self._limit)
 
     def peaks(self, at_ns: int) -> tuple[Peak, ...]:
         """Return the peak of each series up to a time."""

@@ -29,6 +29,9 @@ _QUANTS = {
 }
 """What is tried one after another for each engine."""
 
+_KEPT = 200
+"""Plans that are kept: going back and forth costs nothing."""
+
 _METHODS = ("full", "lora", "rslora", "dora", "qlora")
 _COUNTS = ("1", "2", "4", "8")
 
@@ -44,6 +47,7 @@ class WhatIf:
     def __init__(self) -> None:
         """Begin with nothing read."""
         self._specs: dict[tuple[Any, ...], ModelSpec] = {}
+        self._made: dict[tuple[Any, ...], Plan] = {}
         self._lock = threading.Lock()
 
     def current(self, plan: Plan) -> Mapping[str, str]:
@@ -79,7 +83,15 @@ class WhatIf:
         Raises UsageError and its like where a value does not go with the rest, ModelError when the
         model is no longer where the plan read it.
         """
-        from memplan.devices.baseline import known_baseline
+        key = (plan.id, plan.created_ns, *sorted(changes.items()))
+        if key not in self._made:
+            made = self._replanned(plan, changes)
+            if len(self._made) >= _KEPT:
+                self._made.pop(next(iter(self._made)), None)
+            self._made[key] = made
+        return self._made[key]
+
+    def _replanned(self, plan: Plan, changes: Mapping[str, str]) -> Plan:
         from memplan.footprint.defaults import complete
         from memplan.placement.plan import make_plan
 
@@ -94,7 +106,7 @@ class WhatIf:
             spec,
             workload,
             hardware.devices,
-            baseline=known_baseline(),
+            baseline=_baseline(),
             costs=_costs(first.vendor, first.compute, workload.runtime, workload.gpus),
             created_ns=plan.created_ns,
             changes=False,  # a search takes seconds; `memplan fit` is for it
@@ -208,6 +220,13 @@ def _placed(workload: Workload, hardware: Hardware, stored: Workload) -> Workloa
         gpus=count,
         assumed=stored.assumed,
     )
+
+
+@lru_cache(maxsize=1)
+def _baseline() -> int | None:
+    from memplan.devices.baseline import known_baseline
+
+    return known_baseline()
 
 
 @lru_cache(maxsize=64)

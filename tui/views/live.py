@@ -78,11 +78,11 @@ def device_table(snapshot: Snapshot, look: Look, width: int, *, most: int) -> li
     planned = snapshot.detail is not None and snapshot.detail.plan is not None
     columns = [
         Column(label=tr("device"), width=7, right=False),
-        Column(label=tr("plan"), width=8, drop=0 if planned else 9),
-        Column(label=tr("now"), width=8),
+        Column(label=tr("plan"), width=8, drop=1 if planned else 9),
+        Column(label=tr("now"), width=8, drop=2),
         Column(label=tr("peak"), width=8),
-        Column(label=tr("gap"), width=8, drop=2 if planned else 9),
-        Column(label=tr("used by all"), width=13, drop=1),
+        Column(label=tr("gap"), width=8, drop=4 if planned else 9),
+        Column(label=tr("used by all"), width=13, drop=3),
         Column(label=tr("state"), width=11, right=False),
     ]
     rows = _rows(snapshot, look.unit)
