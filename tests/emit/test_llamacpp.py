@@ -46,6 +46,7 @@ def test_the_whole_workload_is_in_the_line(folder):
     assert value(words, "-ctk") == value(words, "-ctv") == "q8_0"
     assert value(words, "-fa") == "on"
     assert value(words, "-fit") == "off"
+    assert value(words, "-lm") == "none"
     assert value(words, "-ngl") == "25"
     assert "-ot" not in words
 
