@@ -1,33 +1,32 @@
-"""The daemon's life: run in the foreground, start in the background, stop, tell how it is."""
+"""The daemon's life from outside: start it in the background, stop, reload, tell how it is."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from memplan_daemon.clock import SystemClock
-from memplan_daemon.collectors import default_collectors
-from memplan_daemon.loop import Loop
-from memplan_daemon.sampler import Sampler
-from memplan_daemon.server import Server
-from memplan_daemon.service import Service
 
 from memplan.errors import DaemonError, StoreLockedError
 from memplan.store.remote import DaemonClient, socket_path
 
-__all__ = ["DaemonStatus", "daemon_status", "run_daemon", "start_daemon", "stop_daemon"]
+__all__ = [
+    "DaemonStatus",
+    "daemon_status",
+    "log_lines",
+    "log_path",
+    "reload_daemon",
+    "start_daemon",
+    "stop_daemon",
+]
 
 _log = logging.getLogger("memplan.daemon")
 
@@ -40,7 +39,7 @@ STOP_S = 5.0
 _ASK_S = 2.0
 _PAUSE_S = 0.05
 _LARGEST_LOG = 1024**2
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FOLLOW_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,93 +68,35 @@ class DaemonStatus:
     """Runs that it samples."""
     store_error: str = ""
     """Why the store refuses samples at the moment."""
+    watches: Mapping[str, list[str]] = field(default_factory=dict)
+    """What it watches by itself, with the runs of each."""
+    gpus: Mapping[str, str] = field(default_factory=dict)
+    """Each GPU's state: "ok", "lost" or "late"."""
+    gpu_problem: str = ""
+    """Why it reads no GPU."""
+    agents: tuple[Mapping[str, Any], ...] = ()
+    """Programs with an agent, and which counters each has."""
+    events: tuple[Mapping[str, Any], ...] = ()
+    """The newest events, oldest first."""
+    cpu_share: float | None = None
+    """Share of one core that it used lately."""
+    stretch: float = 1.0
+    """Intervals are so many times longer than asked for, to stay within the CPU budget."""
+    late_ticks: int | None = None
+    """Ticks that were left out."""
+    probe_restarts: int | None = None
+    """GPU probes that were thrown away."""
 
 
-def run_daemon(database: str, interval_s: float) -> None:
-    """Sample into a database until SIGTERM, SIGINT, SIGHUP or a request to stop.
+def start_daemon(
+    database: str, interval_s: float | None = None, rules: tuple[str, ...] = ()
+) -> DaemonStatus:
+    """Start a daemon in the background and wait until it answers.
 
     Args:
         database: its file, or a PostgreSQL URL.
-        interval_s: seconds between samples.
-
-    Raises StoreLockedError when another process writes to it, other StoreErrors when it cannot
-    be used, and DaemonError when the socket cannot be made.
-    """
-    from memplan.store.writer import LocalWriter
-
-    with _logging(), LocalWriter(database) as writer:
-        clock = SystemClock()
-        sampler = Sampler(
-            clock=clock,
-            collectors=default_collectors(clock),
-            writer=writer,
-            interval_s=interval_s,
-            host_interval_s=interval_s,
-        )
-        loop = Loop(sampler)
-        service = Service(
-            writer=writer,
-            sampler=sampler,
-            clock=clock,
-            database=database,
-            kind="daemon",
-            stop=loop.stop,
-        )
-        path = socket_path(database)
-        server = Server(path=path, service=service, loop=loop, clock=clock)
-        _log.info("sampling every %g s into %s, listening at %s", interval_s, database, path)
-        try:
-            with _ending_by_signal(loop):
-                loop.run()
-            sampler.offer([])
-        finally:
-            sampler.close()
-            server.close()
-            loop.close()
-        _log.info("ended after %d samples", sampler.counts.samples_written)
-
-
-@contextlib.contextmanager
-def _logging() -> Iterator[None]:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
-    before = _log.level
-    _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        _log.removeHandler(handler)
-        _log.setLevel(before)
-
-
-@contextlib.contextmanager
-def _ending_by_signal(loop: Loop) -> Iterator[None]:
-    """Let signals end the loop: its wait would go on after them unless a descriptor wakes it."""
-    awake, wake = socket.socketpair()
-    for end in (awake, wake):
-        end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-    loop.add(awake, lambda: _drain(awake))
-    old_fd = signal.set_wakeup_fd(wake.fileno())
-    old = {number: signal.signal(number, lambda *_: loop.stop()) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(old_fd)
-        loop.remove(awake)
-        awake.close()
-        wake.close()
-
-
-def _drain(awake: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        awake.recv(4096)
-
-
-def start_daemon(database: str, interval_s: float) -> DaemonStatus:
-    """Start a daemon in the background and wait until it answers.
+        interval_s: seconds between samples; None = as set.
+        rules: what it watches by itself, besides what is set.
 
     Raises StoreLockedError when the database is held already, and DaemonError, with what the
     daemon said, when it ends before it answers.
@@ -166,11 +107,11 @@ def start_daemon(database: str, interval_s: float) -> DaemonStatus:
         raise StoreLockedError(
             f"{what} (pid {status.pid}) writes to {database} already", hint="memplan daemon status"
         )
-    log = socket_path(database).with_suffix(".log")
+    log = log_path(database)
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _open_log(log) as output:
         begin = output.tell()
-        process = _spawn(database, interval_s, output)
+        process = _spawn(database, interval_s, rules, output)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         status = daemon_status(database)
@@ -193,8 +134,12 @@ def _open_log(path: Path) -> Any:
     return output
 
 
-def _spawn(database: str, interval_s: float, output: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "memplan", "daemon", "run", "--interval", str(interval_s)]
+def _spawn(
+    database: str, interval_s: float | None, rules: tuple[str, ...], output: Any
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "memplan", "daemon", "run"]
+    command += ["--interval", str(interval_s)] if interval_s is not None else []
+    command += [word for rule in rules for word in ("--watch", rule)]
     return subprocess.Popen(
         command,
         env={**os.environ, "MEMPLAN_DATABASE": database},
@@ -254,7 +199,9 @@ def _end(database: str, pid: int, waiter: int) -> None:
 
 
 def _ended(waiter: int) -> bool:
-    return bool(select.select([waiter], [], [], STOP_S)[0])
+    poll = select.poll()  # select() cannot take a descriptor above 1023
+    poll.register(waiter, select.POLLIN)
+    return bool(poll.poll(STOP_S * 1000))
 
 
 def daemon_status(database: str) -> DaemonStatus:
@@ -278,7 +225,57 @@ def daemon_status(database: str) -> DaemonStatus:
         samples_dropped=found["samples_dropped"],
         watching=tuple(found["watching"]),
         store_error=found["store_error"],
+        watches=found.get("watches", {}),
+        gpus=found.get("gpus", {}),
+        gpu_problem=found.get("gpu_problem", ""),
+        agents=tuple(found.get("agents", ())),
+        events=tuple(found.get("events", ())),
+        cpu_share=found.get("cpu_share"),
+        stretch=found.get("stretch", 1.0),
+        late_ticks=found.get("late_ticks"),
+        probe_restarts=found.get("probe_restarts"),
     )
+
+
+def reload_daemon(database: str) -> None:
+    """Let the daemon read its settings again.
+
+    Raises the daemon's own error for a bad one (the old ones stay), DaemonError when none answers.
+    """
+    with DaemonClient(socket_path(database), timeout_s=STOP_S) as client:
+        client.request("reload")
+
+
+def log_path(database: str) -> Path:
+    """Return where a daemon that was started in the background writes its log."""
+    return socket_path(database).with_suffix(".log")
+
+
+def log_lines(database: str, count: int, *, follow: bool) -> Iterator[str]:
+    """Yield the last lines of the log, and go on with new ones until interrupted.
+
+    Args:
+        database: whose daemon.
+        count: lines from the end.
+        follow: wait for more.
+
+    Raises DaemonError when there is no log.
+    """
+    path = log_path(database)
+    if not path.exists():
+        raise DaemonError(
+            f"there is no log at {path}",
+            hint="memplan daemon start, or as a service: journalctl -u memplan",
+        )
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from file.readlines()[-count:] if count else ()
+        while follow:
+            if line := file.readline():
+                yield line
+            elif path.exists() and path.stat().st_size < file.tell():
+                file.seek(0)  # it was begun anew
+            else:
+                time.sleep(_FOLLOW_S)
 
 
 def _size(database: str) -> int | None:

@@ -5,14 +5,26 @@ A process that is gone, or whose file may not be read, gives None and never an e
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ProcFolder", "Process", "Stat", "kib_fields", "parse_stat", "read_at"]
+__all__ = [
+    "Identity",
+    "ProcFolder",
+    "Process",
+    "Stat",
+    "kib_fields",
+    "parse_stat",
+    "raise_descriptor_limit",
+    "read_at",
+]
 
 _READ_BYTES = 65536
 _STAT_BYTES = 512
+_STATUS_BYTES = 8192
 
 
 class Stat(NamedTuple):
@@ -26,6 +38,30 @@ class Stat(NamedTuple):
     """Parent's process id."""
     session: int
     """Session id."""
+    name: str
+    """comm: the program's name, 15 bytes at most."""
+
+
+class Identity(NamedTuple):
+    """What tells a process from every other one that has or had its number."""
+
+    pid: int
+    """Process id."""
+    start_ticks: int | None
+    """Start, in clock ticks since boot. With the pid it is no identity: a number that is used
+    again within 10 ms has the same."""
+    inode: int | None
+    """The inode of its pidfd, which is never used again until the machine restarts; None where
+    the kernel has none (before 6.9) or /proc is a copy."""
+
+
+def raise_descriptor_limit() -> int:
+    """Allow as many open files as the administrator does, and return that number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def read_at(path: str, folder: int | None = None, size: int = _READ_BYTES) -> bytes | None:
@@ -58,7 +94,13 @@ def parse_stat(data: bytes | None) -> Stat | None:
     open_at, close_at = data.find(b" ("), data.rfind(b")")
     fields = data[close_at + 1 :].split(None, 5)
     try:
-        return Stat(int(data[:open_at]), fields[0].decode(), int(fields[1]), int(fields[3]))
+        return Stat(
+            int(data[:open_at]),
+            fields[0].decode(),
+            int(fields[1]),
+            int(fields[3]),
+            data[open_at + 2 : close_at].decode("utf-8", "replace"),
+        )
     except (IndexError, ValueError):
         return None
 
@@ -84,6 +126,8 @@ class ProcFolder:
             root: /proc, or a recorded copy.
         """
         self.root = root
+        self.is_real = str(root) == "/proc"
+        """False for a copy: process ids in it mean nothing to the kernel."""
 
     def read(self, name: str) -> bytes | None:
         """Return a file of the root folder, such as "meminfo"."""
@@ -122,13 +166,20 @@ class Process:
     both can be the same for two processes.)
     """
 
-    __slots__ = ("_folder", "_path", "pid")
+    __slots__ = ("_folder", "_path", "_status", "identity", "label", "pid", "uid")
 
-    def __init__(self, pid: int, path: str, folder: int | None) -> None:
+    def __init__(self, pid: int, path: str, folder: int | None, label: str = "") -> None:
         """Remember the process; `ProcFolder.open` makes these."""
         self.pid = pid
+        self.label = label or str(pid)
+        """Its name in series: the pid, with "#2" where the run had another one of that number."""
+        self.uid: int | None = None
+        """Owner; None until `identify`."""
+        self.identity = Identity(pid, None, None)
+        """Set by `identify`."""
         self._path = path
         self._folder = folder
+        self._status: int | None = None
 
     def read(self, name: str) -> bytes | None:
         """Return one of its files, or None when it is gone or may not be read."""
@@ -136,13 +187,58 @@ class Process:
             return read_at(f"{self._path}/{name}")
         return read_at(name, self._folder)
 
+    def status(self) -> bytes | None:
+        """Return its status file through a descriptor that is kept: a third of the cost."""
+        if self._folder is None:
+            return self.read("status")
+        try:
+            if self._status is None:
+                self._status = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+            return os.pread(self._status, _STATUS_BYTES, 0) or None
+        except OSError:
+            return self.read("status")
+
     def stat(self) -> Stat | None:
         """Return its place among others, or None when it is gone."""
         return parse_stat(self.read("stat"))
 
+    def identify(self) -> None:
+        """Learn who it is and whose; costs four system calls, once in its life.
+
+        The pidfd is opened by number, so it may be another process's: not so when this one still
+        answers afterwards, because then its number cannot have been given away.
+        """
+        inode = _pidfd_inode(self.pid)
+        fields = (self.read("stat") or b"").rpartition(b")")[2].split()
+        start = int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
+        real = self._path == f"/proc/{self.pid}"
+        self.identity = Identity(self.pid, start, inode if start is not None and real else None)
+        _, _, rest = (self.status() or b"").partition(b"\nUid:")
+        words = rest.split(None, 2)
+        self.uid = int(words[1]) if len(words) > 1 and words[1].isdigit() else None
+
     def close(self) -> None:
         """Let go of it."""
+        for descriptor in (self._status, self._folder):
+            if descriptor is not None:
+                os.close(descriptor)
         if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
             self._path = "/dev/null"
+        self._status = self._folder = None
+
+
+def _pidfd_inode(pid: int) -> int | None:
+    """Return the inode of a pidfd; None where all pidfds share one (kernels before 6.9)."""
+    inode, own = _inode(pid), _inode(os.getpid())
+    return None if inode == own and pid != os.getpid() else inode
+
+
+def _inode(pid: int) -> int | None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        return os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)

@@ -11,23 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from memplan_daemon.agents import AgentServer
 from memplan_daemon.clock import NS, SystemClock
 from memplan_daemon.collectors import default_collectors
-from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.loop import Loop
-from memplan_daemon.sampler import Sampler
+from memplan_daemon.redact import redacted
+from memplan_daemon.runbook import RunBook
+from memplan_daemon.sampler import Paces, Sampler
 from memplan_daemon.server import Server
 from memplan_daemon.service import Service
 from memplan_daemon.spawn import Child, Ended, SpawnError, held_signals
 
+import memplan
 from memplan import __version__
 from memplan.errors import DaemonError, MemplanError, StoreError
 from memplan.store.base import Writer
 from memplan.store.open import open_writer
 from memplan.store.remote import RemoteWriter, socket_path
 from memplan.types import FrozenMap, Plan, Run, Sample, Series
+from memplan.wire import agent_path
 
 __all__ = ["Outcome", "run_command"]
+
+_INJECT = Path(memplan.__file__).parent / "measure" / "inject"
+"""A folder for PYTHONPATH whose sitecustomize attaches the agent."""
 
 LONGEST_WAIT_S = 0.05
 """A signal waits no longer than this until it is passed on."""
@@ -54,6 +61,7 @@ def run_command(
     host_interval_s: float = 1.0,
     plan: Plan | None = None,
     save_plan: bool = False,
+    agent_interval_s: float | None = None,
 ) -> Outcome:
     """Run a command, sample its tree, store the run.
 
@@ -68,6 +76,8 @@ def run_command(
         host_interval_s: seconds between samples of the host, where no daemon takes them.
         plan: what the run is held against.
         save_plan: store the plan first (it came from a file).
+        agent_interval_s: attach the agent to the command's Python programs, with so many seconds
+            between two readings; None = they attach it themselves, or not.
 
     Raises SpawnError when the command cannot be started, StoreError when the database cannot be
     opened at the start, and UsageError for an interval that makes no sense.
@@ -82,13 +92,21 @@ def run_command(
         run = Run(
             id=new_id("r"),
             plan_id=plan.id if plan is not None else None,
-            command=tuple(command),
+            command=redacted(command),
             host=platform.node(),
             pid=None,
             started_ns=SystemClock().wall_ns(),
             versions=FrozenMap({"memplan": __version__, "linux": platform.release()}),
         )
-        watched = _Watched(run, writer, database, interval_s, host_interval_s)
+        watched = _Watched(
+            run=run,
+            command=tuple(command),
+            writer=writer,
+            database=database,
+            interval_s=interval_s,
+            host_interval_s=host_interval_s,
+        )
+        watched.agent_interval_s = agent_interval_s
         try:
             return watched.carry_out()
         finally:
@@ -99,23 +117,34 @@ class _Watched:
     """One run on its way."""
 
     def __init__(
-        self, run: Run, writer: Writer, database: str, interval_s: float, host_interval_s: float
+        self,
+        *,
+        run: Run,
+        command: tuple[str, ...],
+        writer: Writer,
+        database: str,
+        interval_s: float,
+        host_interval_s: float,
     ) -> None:
+        self.agent_interval_s: float | None = None
         self._run = run
+        self._command = command
         self._database = database
         self._clock = SystemClock()
         self._collectors = default_collectors(self._clock)
         remote = isinstance(writer, RemoteWriter)
         self._sampler = Sampler(
             clock=self._clock,
-            collectors=self._collectors,
+            collectors=self._collectors.all,
             writer=writer,
             interval_s=interval_s,
             host_interval_s=None if remote else host_interval_s,
+            paces=Paces(medium_s=1.0),
         )
         self._loop = Loop(self._sampler)
         self._opened: Writer | None = None
         self._server: Server | None = None
+        self._agents: AgentServer | None = None
         self._warnings: list[str] = []
         self._retry_ns = 0
         if not remote:
@@ -126,7 +155,7 @@ class _Watched:
         self._sampler.writer.save_run(self._run)
         with held_signals() as mask:
             try:
-                child = Child(self._run.command, environment=self._environment(), mask=mask)
+                child = Child(self._command, environment=self._environment(), mask=mask)
             except SpawnError as error:
                 self._finish(Ended(exit_code=error.exit_code, hwm_bytes=None))
                 raise
@@ -139,15 +168,25 @@ class _Watched:
 
     def close(self) -> None:
         """Give everything back."""
-        if self._server is not None:
-            self._server.close()
+        for server in (self._server, self._agents):
+            if server is not None:
+                server.close()
         self._loop.close()
+        self._collectors.close()
         if self._opened is not None:
             self._opened.close()
 
     def _environment(self) -> dict[str, str]:
+        agent = {}
+        if self.agent_interval_s is not None:
+            places = [str(_INJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            agent = {
+                "PYTHONPATH": os.pathsep.join(places),
+                "MEMPLAN_AGENT": str(self.agent_interval_s),
+            }
         return {
             **os.environ,
+            **agent,
             "MEMPLAN_DATABASE": self._database,
             "MEMPLAN_RUN": self._run.id,
             "MEMPLAN_SOCKET": str(socket_path(self._database)),
@@ -191,8 +230,8 @@ class _Watched:
 
     def _last_mark(self, ended: Ended) -> list[Sample]:
         """Return the kernel's own mark of the child, where it is above all that was sampled."""
-        process = next(c for c in self._collectors if isinstance(c, ProcessCollector))
-        if ended.hwm_bytes is None or ended.hwm_bytes <= process.tree_hwm(self._run.id):
+        sampled = self._collectors.process.tree_hwm(self._run.id)
+        if ended.hwm_bytes is None or ended.hwm_bytes <= sampled:
             return []
         series = Series(run_id=self._run.id, entity="tree", metric="hwm_bytes")
         return [Sample(series=series, t_ns=self._clock.wall_ns(), value=ended.hwm_bytes)]
@@ -219,6 +258,14 @@ class _Watched:
                 service=service,
                 loop=self._loop,
                 clock=self._clock,
+            )
+            self._agents = AgentServer(
+                path=agent_path(socket_path(self._database)),
+                loop=self._loop,
+                clock=self._clock,
+                sampler=self._sampler,
+                book=RunBook(self._sampler.writer, self._clock),
+                open_runs=False,
             )
         except DaemonError as error:
             self._warnings.append(f"the command cannot report phases: {error}")

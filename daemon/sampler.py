@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock
-from memplan_daemon.collectors.base import Collector, Reading, Watch
+from memplan_daemon.collectors.base import Collector, Event, Gap, Pace, Reading, Watch
+from memplan_daemon.eventlog import EventLog
 from memplan_daemon.proc import ProcFolder
-from memplan_daemon.tree import ProcessTable, Tree
+from memplan_daemon.snapshot import Board, RunInfo
+from memplan_daemon.tree import Group, ProcessTable, Tree
 
 from memplan.errors import DaemonError, StoreError, UsageError
 from memplan.store.base import Writer
 from memplan.types import Sample, Series
 
-__all__ = ["BUFFER_S", "Counts", "Sampler"]
+__all__ = ["BUFFER_S", "Counts", "Paces", "Sampler"]
 
 _log = logging.getLogger("memplan.daemon")
 
@@ -28,6 +31,19 @@ BATCH_SAMPLES = 20_000
 
 SHORTEST_INTERVAL_S = 0.01
 
+_MOST_SERIES = 20_000
+"""Series objects kept per run; processes that come and go would make ever more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paces:
+    """Seconds between the slower readings; each is taken in the first tick, too."""
+
+    medium_s: float = 5.0
+    """What changes slowly: control groups, power, temperature."""
+    rare_s: float = 60.0
+    """What costs the driver something: PCIe, NVLink, ECC."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
@@ -38,9 +54,11 @@ class Counts:
     late_ticks: int = 0
     """Ticks that were due while the one before was still running: skipped, never made up for."""
     samples_written: int = 0
-    """Samples that the store has committed."""
+    """Samples that the store has taken."""
     samples_dropped: int = 0
     """Samples given up because the store refused them for too long."""
+    lateness_ns: int = 0
+    """By how much the newest tick was late."""
 
 
 @dataclass(slots=True)
@@ -68,6 +86,10 @@ class Sampler:
         interval_s: float,
         host_interval_s: float | None = None,
         proc: ProcFolder | None = None,
+        paces: Paces | None = None,
+        table: ProcessTable | None = None,
+        budget: CpuBudget | None = None,
+        staged: bool = False,
     ) -> None:
         """Set up; nothing is read before the first tick.
 
@@ -79,40 +101,64 @@ class Sampler:
             host_interval_s: seconds between the host's own samples (longer than interval_s to
                 thin them out); None = not sampled at all.
             proc: the /proc in which trees are followed.
+            paces: how often the slower readings are taken.
+            table: lists the processes; one that lists as often as is cheap, if not given.
+            budget: what the sampler may cost; None = no limit.
+            staged: let the store hold samples back for some seconds and write them at once: it
+                costs a tenth, and a kill loses them.
 
         Raises UsageError for an interval below 10 ms or that is not finite.
         """
-        if not SHORTEST_INTERVAL_S <= interval_s <= 86400:
-            raise UsageError(
-                f"an interval of {interval_s} s makes no sense", hint="use 0.01 to 86400 seconds"
-            )
         self.writer = writer
         """Where samples go; may be replaced when another process takes the database over."""
-        self.interval_s = interval_s
-        """Seconds from tick to tick."""
         self.counts = Counts()
         """What was done so far."""
         self.store_error = ""
         """Why the store refused last; empty while all is well."""
         self.store_gone = False
         """True when nobody answered at the last try, False when the store itself refused."""
+        self.board = Board()
+        """The newest readings."""
+        self.events = EventLog()
+        """What happened."""
+        self.budget = budget
+        """What the sampler may cost."""
+        self.before_tick: list[Callable[[ProcessTable, bool], None]] = []
+        """Called in each tick with the table of processes, and whether it is new: they choose
+        what is watched."""
+        self.quiet: set[str] = set()
+        """Runs that ask not to be disturbed at the moment."""
+        self._staged = staged
         self._clock = clock
         self._collectors = collectors
-        self._interval_ns = round(interval_s * NS)
         self._host_interval_ns = None if host_interval_s is None else round(host_interval_s * NS)
         self._proc = proc or ProcFolder()
-        self._table = ProcessTable(self._proc, clock)
-        self._trees: dict[str, Tree] = {}
+        self._table = table or ProcessTable(self._proc, clock)
+        self._paces = paces or Paces()
+        self._groups: dict[str, Group] = {}
         self._series: dict[str | None, dict[tuple[str, str], Series]] = {}
         self._failing: set[int] = set()
         self._buffer: deque[_Tick] = deque()
+        self._extra: list[Sample] = []
+        self._extra_found: list[tuple[str | None, Reading | Gap]] = []
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
+        self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
         self._last_t_ns = 0
+        self.set_interval(interval_s)
+
+    def set_interval(self, interval_s: float) -> None:
+        """Take another interval from the next tick on. Raises UsageError as the constructor."""
+        if not SHORTEST_INTERVAL_S <= interval_s <= 86400:
+            raise UsageError(
+                f"an interval of {interval_s} s makes no sense", hint="use 0.01 to 86400 seconds"
+            )
+        self.interval_s = interval_s
+        """Seconds from tick to tick."""
 
     @property
     def watched(self) -> dict[str, int]:
         """Runs that are watched, with the root process of each."""
-        return {run_id: tree.pid for run_id, tree in self._trees.items()}
+        return {run_id: group.pid or 0 for run_id, group in self._groups.items()}
 
     def watch(self, pid: int, run_id: str) -> None:
         """Sample a process and all that comes from it under a run's name.
@@ -122,15 +168,45 @@ class Sampler:
         tree = Tree(pid, self._proc)
         if not tree.alive:
             raise DaemonError(f"there is no process {pid}")
+        self.watch_group(run_id, tree)
+        self._table.expire()
+
+    def watch_group(self, run_id: str, group: Group) -> None:
+        """Sample a group under a run's name, as long as `unwatch` is not called."""
         self.unwatch(run_id)
-        self._trees[run_id] = tree
+        self._groups[run_id] = group
 
     def unwatch(self, run_id: str) -> None:
         """Stop sampling a run; harmless when it is not watched."""
-        tree = self._trees.pop(run_id, None)
-        if tree is not None:
-            tree.close()
+        group = self._groups.pop(run_id, None)
+        if group is not None:
+            group.close()
         self._series.pop(run_id, None)
+        self.quiet.discard(run_id)
+
+    def join(self, pid: int, run_id: str) -> None:
+        """Add a process and all that comes from it to a run that is watched as a tree."""
+        group = self._groups.get(run_id)
+        if isinstance(group, Tree):
+            group.join(pid)
+            self._table.expire()
+
+    def owner(self, run_id: str) -> int | None:
+        """Return the user whose processes a run is made of; None when that is not known."""
+        group = self._groups.get(run_id)
+        return _info(group).uid if group is not None else None
+
+    def add(self, run_id: str | None, t_ns: int, readings: list[Reading]) -> None:
+        """Take readings from elsewhere (an agent) into the next tick's batch."""
+        self._extra_found += [(run_id, reading) for reading in readings]
+        self._extra += [
+            Sample(series=self._one(run_id, r.entity, r.metric), t_ns=t_ns, value=r.value)
+            for r in readings
+        ]
+
+    def note(self, event: Event, run_id: str | None = None) -> None:
+        """Take an event from elsewhere: stored in the next tick's batch, logged, kept."""
+        self.events.keep(event, run_id, self._clock.wall_ns())
 
     def due_in_s(self) -> float:
         """Return the seconds until the next tick; 0 when it is due."""
@@ -141,15 +217,24 @@ class Sampler:
         now = self._clock.monotonic_ns()
         self._schedule(now)
         t_ns = self._stamp()
-        samples = [s for watch in self._watches(now) for s in self._collect(watch, t_ns)]
+        due = self._due(now)
         self.counts.ticks += 1
+        found, self._extra_found = self._extra_found, []
+        samples, self._extra = self._extra, []
+        for watch in self._watches(now, due):
+            self._collect(watch, t_ns, samples, found)
+        runs = {run_id: _info(group) for run_id, group in self._groups.items()}
+        self.board.publish(t_ns=t_ns, tick=self.counts.ticks, due=due, found=found, runs=runs)
         self.offer(samples)
+        if self.budget is not None:
+            self.budget.update()
 
     def offer(self, samples: list[Sample]) -> None:
         """Put samples behind those that wait, and write as many as the store takes."""
         if samples:
             self._buffer.append(_Tick(self._clock.monotonic_ns(), samples))
         try:
+            self.events.save(self.writer)
             self._flush()
         except (StoreError, DaemonError) as error:
             if str(error) != self.store_error:
@@ -158,22 +243,42 @@ class Sampler:
             self.store_gone = isinstance(error, DaemonError)
             self._trim()
             return
-        if self.store_error:
+        degraded = getattr(self.writer, "degraded", "") if self._staged else ""
+        if degraded:
+            if degraded != self.store_error:
+                _log.warning("the store writes nothing at the moment: %s", degraded)
+            self.store_error = degraded
+        elif self.store_error:
             _log.info("the store takes samples again")
             self.store_error, self.store_gone = "", False
 
     def close(self) -> None:
         """Let go of all processes; what still waits is counted as dropped."""
-        for run_id in list(self._trees):
+        for run_id in list(self._groups):
             self.unwatch(run_id)
         self.counts.samples_dropped += sum(len(tick.samples) for tick in self._buffer)
         self._buffer.clear()
 
+    def _stretched_ns(self, seconds: float) -> int:
+        stretch = self.budget.stretch if self.budget is not None else 1.0
+        return round(seconds * stretch * NS)
+
     def _schedule(self, now: int) -> None:
         """Set the next due time on the grid of the first one."""
-        missed = max(now - self._due_ns, 0) // self._interval_ns
+        interval_ns = self._stretched_ns(self.interval_s)
+        self.counts.lateness_ns = max(now - self._due_ns, 0)
+        missed = self.counts.lateness_ns // interval_ns
         self.counts.late_ticks += missed
-        self._due_ns += (missed + 1) * self._interval_ns
+        self._due_ns += (missed + 1) * interval_ns
+
+    def _due(self, now: int) -> frozenset[Pace]:
+        """Return the slower paces that are due, and set when they are due next."""
+        seconds: dict[Pace, float] = {"medium": self._paces.medium_s, "rare": self._paces.rare_s}
+        due = frozenset(pace for pace, at in self._pace_due_ns.items() if now >= at)
+        for pace in due:
+            half = self._stretched_ns(self.interval_s) // 2  # the tick nearest to the due time
+            self._pace_due_ns[pace] = now + self._stretched_ns(seconds[pace]) - half
+        return due
 
     def _stamp(self) -> int:
         """Return the wall clock, moved on by 1 ns where it stood still since the last tick."""
@@ -181,37 +286,70 @@ class Sampler:
         self._last_t_ns = wall + 1 if wall == self._last_t_ns else wall
         return self._last_t_ns
 
-    def _watches(self, now: int) -> list[Watch]:
+    def _watches(self, now: int, due: frozenset[Pace]) -> list[Watch]:
         watches = []
         tick = self.counts.ticks
         if self._host_interval_ns is not None and now >= self._host_due_ns:
-            self._host_due_ns = now + self._host_interval_ns - self._interval_ns // 2
-            watches.append(Watch(run_id=None, pid=None, tick=tick))
-        if self._trees:
-            self._table.refresh()
-        for run_id, tree in list(self._trees.items()):
-            tree.update(self._table)
-            if tree.alive:
-                watches.append(Watch(run_id=run_id, pid=tree.pid, members=tree.members, tick=tick))
-            else:
+            half = self._stretched_ns(self.interval_s) // 2
+            self._host_due_ns = now + self._host_interval_ns - half
+            watches.append(Watch(run_id=None, pid=None, tick=tick, due=due))
+        listed = bool(self._groups or self.before_tick) and self._table.refresh()
+        for choose in self.before_tick:
+            choose(self._table, listed)
+        for run_id, group in list(self._groups.items()):
+            if group.needs_update(listed=listed):
+                group.update(self._table)
+            if group.alive:
+                quiet = run_id in self.quiet
+                members = group.members
+                watches.append(
+                    Watch(
+                        run_id=run_id,
+                        pid=group.pid,
+                        members=members,
+                        tick=tick,
+                        due=due,
+                        quiet=quiet,
+                    )
+                )
+            elif isinstance(group, Tree):
                 self.unwatch(run_id)
         return watches
 
-    def _collect(self, watch: Watch, t_ns: int) -> list[Sample]:
+    def _collect(
+        self,
+        watch: Watch,
+        t_ns: int,
+        samples: list[Sample],
+        found: list[tuple[str | None, Reading | Gap]],
+    ) -> None:
         known = self._series.setdefault(watch.run_id, {})
-        samples = []
         for index, collector in enumerate(self._collectors):
-            for reading in self._readings(index, collector, watch):
-                key = (reading.entity, reading.metric)
-                if (series := known.get(key)) is None:
-                    series = Series(
-                        run_id=watch.run_id, entity=reading.entity, metric=reading.metric
-                    )
-                    known[key] = series
-                samples.append(Sample(series=series, t_ns=t_ns, value=reading.value))
-        return samples
+            for item in self._readings(index, collector, watch):
+                if isinstance(item, Event):
+                    self.events.keep(item, watch.run_id, t_ns)
+                    continue
+                found.append((watch.run_id, item))
+                if isinstance(item, Reading):
+                    series = known.get((item.entity, item.metric))
+                    if series is None:
+                        series = self._one(watch.run_id, item.entity, item.metric)
+                    samples.append(Sample(series=series, t_ns=t_ns, value=item.value))
 
-    def _readings(self, index: int, collector: Collector, watch: Watch) -> list[Reading]:
+    def _one(self, run_id: str | None, entity: str, metric: str) -> Series:
+        """Return the one object of a series; its equals would be compared field by field."""
+        known = self._series.setdefault(run_id, {})
+        series = known.get((entity, metric))
+        if series is None:
+            if len(known) > _MOST_SERIES:
+                known.clear()
+            series = Series(run_id=run_id, entity=entity, metric=metric)
+            known[entity, metric] = series
+        return series
+
+    def _readings(
+        self, index: int, collector: Collector, watch: Watch
+    ) -> list[Reading | Gap | Event]:
         try:
             readings = list(collector.collect(watch))
         except Exception:  # noqa: BLE001 - whatever it is, the other collectors go on
@@ -231,7 +369,8 @@ class Sampler:
                     break
                 batch += tick.samples
                 count += 1
-            self.writer.write_samples(batch)
+            write = self.writer.stage_samples if self._staged else self.writer.write_samples
+            write(batch)
             self.counts.samples_written += len(batch)
             for _ in range(count):
                 self._buffer.popleft()
@@ -240,3 +379,8 @@ class Sampler:
         oldest = self._clock.monotonic_ns() - round(BUFFER_S * NS)
         while self._buffer and self._buffer[0].monotonic_ns < oldest:
             self.counts.samples_dropped += len(self._buffer.popleft().samples)
+
+
+def _info(group: Group) -> RunInfo:
+    member = next(iter(group.members.values()), None)
+    return RunInfo(pid=group.pid, uid=member.uid if member is not None else None)

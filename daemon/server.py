@@ -1,17 +1,14 @@
-"""The socket: frames in, replies out, one thread, no TCP, nobody but the same user."""
+"""The socket: frames in, replies out, one thread, no TCP; its owner, or a group besides."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import socket
-import stat
-import struct
 from functools import partial
 from pathlib import Path
 
+from memplan_daemon.access import Limits, Peer, bind, peer_of, remove_if_ours
 from memplan_daemon.clock import NS, Clock
 from memplan_daemon.loop import READ, WRITE, Loop
 from memplan_daemon.service import Service, Session
@@ -24,22 +21,34 @@ __all__ = ["Server"]
 _log = logging.getLogger("memplan.daemon")
 
 MAX_CONNECTIONS = 512
+MAX_CONNECTIONS_EACH = 256
+"""Of one user: the owner's runs, each with its program's own connections."""
+
+MAX_CONNECTIONS_GUEST = 64
+"""Of one user who is not the owner."""
+
+MAX_GUEST_BYTES = 256 * 1024
+"""Largest request of a user who is not the owner."""
+
 MAX_BUFFERED_BYTES = 64 * 1024**2
 """Bytes that all unfinished requests may hold together."""
 
 SLOWEST_REQUEST_S = 30.0
 """Seconds that one request may take to arrive."""
 
+SLOWEST_GUEST_S = 5.0
+"""The same for a user who is not the owner."""
+
 _RECEIVE_BYTES = 1 << 18
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class _Connection:
     """One client."""
 
-    def __init__(self, peer: socket.socket, now_ns: int) -> None:
+    def __init__(self, peer: socket.socket, who: Peer, now_ns: int) -> None:
         self.peer = peer
-        self.session = Session()
+        self.who = who
+        self.session = Session(who)
         self.frames = FrameBuffer()
         self.out = bytearray()
         self.since_ns = now_ns
@@ -47,13 +56,21 @@ class _Connection:
 
 
 class Server:
-    """Listens at a path (mode 0600) and answers requests with a service.
+    """Listens at a path (mode 0600, with a group 0660) and answers requests with a service.
 
     A request that makes no sense gets an error reply; one that announces too many bytes gets one,
     too, and then the connection is closed, as what follows it has no beginning.
     """
 
-    def __init__(self, *, path: Path, service: Service, loop: Loop, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        path: Path,
+        service: Service,
+        loop: Loop,
+        clock: Clock,
+        gid: int | None = None,
+    ) -> None:
         """Begin to listen. Call it only while holding the writer's lock.
 
         Args:
@@ -61,6 +78,7 @@ class Server:
             service: answers.
             loop: waits.
             clock: times requests that arrive slowly.
+            gid: group whose members may ask, too; None = the owner only.
 
         Raises DaemonError when nothing can listen there.
         """
@@ -69,9 +87,13 @@ class Server:
         self._loop = loop
         self._clock = clock
         self._connections: set[_Connection] = set()
-        self._listener = _listen(path)
+        self._gid = gid
+        self._owners = Limits(MAX_CONNECTIONS, MAX_CONNECTIONS_EACH)
+        self._guests = Limits(MAX_CONNECTIONS, MAX_CONNECTIONS_GUEST)
+        self._listener = bind(path, socket.SOCK_STREAM, gid)
         self._inode = path.lstat().st_ino
         self._accepting = True
+        self._complained = False
         loop.add(self._listener, self._accept)
         loop.each_round(self._expire)
 
@@ -82,9 +104,7 @@ class Server:
         if self._accepting:
             self._loop.remove(self._listener)
         self._listener.close()
-        with contextlib.suppress(OSError):
-            if self._path.lstat().st_ino == self._inode:
-                self._path.unlink()
+        remove_if_ours(self._path, self._inode)
 
     def _accept(self) -> None:
         try:
@@ -96,20 +116,26 @@ class Server:
             self._loop.remove(self._listener)
             self._accepting = False
             return
-        if len(self._connections) >= MAX_CONNECTIONS or not _is_same_user(peer):
+        who = peer_of(peer)
+        allowed = who.is_owner or self._gid is not None
+        if len(self._connections) >= MAX_CONNECTIONS or not allowed or not self._enter(who):
             peer.close()
             return
         peer.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-        connection = _Connection(peer, self._clock.monotonic_ns())
+        connection = _Connection(peer, who, self._clock.monotonic_ns())
         self._connections.add(connection)
         self._loop.add(peer, partial(self._read, connection))
 
+    def _enter(self, who: Peer) -> bool:
+        return (self._owners if who.is_owner else self._guests).enter(who.uid)
+
     def _expire(self) -> None:
         """Close connections whose request does not arrive, and accept again after a pause."""
-        oldest = self._clock.monotonic_ns() - round(SLOWEST_REQUEST_S * NS)
+        now = self._clock.monotonic_ns()
         for connection in list(self._connections):
             unfinished = len(connection.frames) or connection.out
-            if unfinished and connection.since_ns < oldest:
+            slowest_s = SLOWEST_REQUEST_S if connection.who.is_owner else SLOWEST_GUEST_S
+            if unfinished and connection.since_ns < now - round(slowest_s * NS):
                 self._drop(connection)
         if not self._accepting:
             self._loop.add(self._listener, self._accept)
@@ -117,6 +143,7 @@ class Server:
 
     def _drop(self, connection: _Connection, *, lost: bool = True) -> None:
         self._connections.discard(connection)
+        (self._owners if connection.who.is_owner else self._guests).leave(connection.who.uid)
         self._loop.remove(connection.peer)
         connection.peer.close()
         if lost:
@@ -135,8 +162,11 @@ class Server:
         if not len(connection.frames):
             connection.since_ns = self._clock.monotonic_ns()
         connection.frames.feed(data)
-        if sum(len(c.frames) for c in self._connections) > MAX_BUFFERED_BYTES:
-            _log.warning("too many bytes wait in unfinished requests: a connection is closed")
+        too_large = not connection.who.is_owner and len(connection.frames) > MAX_GUEST_BYTES
+        if too_large or sum(len(c.frames) for c in self._connections) > MAX_BUFFERED_BYTES:
+            if not self._complained:  # once: whoever floods us must not fill the log, too
+                _log.warning("too many bytes wait in unfinished requests: a connection is closed")
+            self._complained = True
             self._drop(connection)
             return
         self._answer(connection)
@@ -187,46 +217,3 @@ def _decode(frame: bytes) -> object:
         return json.loads(frame)
     except (ValueError, RecursionError) as error:
         raise DaemonError(f"the request is not JSON: {error}") from error
-
-
-def _is_same_user(peer: socket.socket) -> bool:
-    data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(data)
-    return uid in (os.geteuid(), 0)
-
-
-def _listen(path: Path) -> socket.socket:
-    _prepare(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise DaemonError(f"cannot listen at {path}: {error.strerror}") from error
-    finally:
-        os.umask(before)
-    listener.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-    return listener
-
-
-def _prepare(path: Path) -> None:
-    """Make the folder and remove a dead socket. Raises DaemonError for anything else there."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = path.parent.stat()
-        if path.parent.name == f"memplan-{os.geteuid()}" and (  # the one in the shared /tmp
-            folder.st_uid != os.geteuid() or folder.st_mode & 0o022
-        ):
-            raise DaemonError(
-                f"{path.parent} is not ours alone", hint="set XDG_RUNTIME_DIR to a private folder"
-            )
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
-            return
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise DaemonError(f"cannot listen at {path}: {error.strerror}") from error
-    raise DaemonError(f"{path} is in the way: it is no socket", hint="move it elsewhere")

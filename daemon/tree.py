@@ -1,35 +1,51 @@
-"""Which processes belong to a watched one: its tree, followed over time."""
+"""Which processes belong together: a process's tree, or what a watch has chosen, over time."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 
-from memplan_daemon.clock import Clock
+from memplan_daemon.clock import NS, Clock
 from memplan_daemon.proc import Process, ProcFolder, Stat
 
-__all__ = ["ProcessTable", "Tree"]
+__all__ = ["Group", "ProcessTable", "Tree"]
 
 SCAN_SHARE = 10
 """A scan of all processes is repeated after ten times what it took: at most a tenth of a core."""
+
+_REMEMBERED = 65536
+"""Process ids of which a group remembers how often it has seen them."""
 
 
 class ProcessTable:
     """All processes of the machine, listed no more often than is cheap."""
 
-    def __init__(self, proc: ProcFolder, clock: Clock) -> None:
+    def __init__(
+        self, proc: ProcFolder, clock: Clock, *, share: int = SCAN_SHARE, shortest_s: float = 0.0
+    ) -> None:
         """Remember where to look.
 
         Args:
             proc: the /proc to list.
             clock: measures what a listing costs.
+            share: listings are as many times their own duration apart.
+            shortest_s: and at least so many seconds.
         """
+        self.number = 0
+        """Listings so far."""
         self._proc = proc
         self._clock = clock
+        self._share = share
+        self._shortest_ns = round(shortest_s * NS)
         self._next_ns = 0
         self._stats: Mapping[int, Stat] = {}
         self._children: Mapping[int, list[int]] = {}
         self._sessions: Mapping[int, list[int]] = {}
+
+    @property
+    def stats(self) -> Mapping[int, Stat]:
+        """Every process of the last listing."""
+        return self._stats
 
     def refresh(self) -> bool:
         """List the processes again, unless the last listing was expensive and is recent."""
@@ -37,6 +53,7 @@ class ProcessTable:
         if begin < self._next_ns:
             return False
         self._stats = self._proc.stats()
+        self.number += 1
         children: dict[int, list[int]] = defaultdict(list)
         sessions: dict[int, list[int]] = defaultdict(list)
         for pid, stat in self._stats.items():
@@ -44,8 +61,12 @@ class ProcessTable:
             sessions[stat.session].append(pid)
         self._children, self._sessions = children, sessions
         end = self._clock.monotonic_ns()
-        self._next_ns = end + SCAN_SHARE * (end - begin)
+        self._next_ns = max(end + self._share * (end - begin), begin + self._shortest_ns)
         return True
+
+    def expire(self) -> None:
+        """Let the next `refresh` list in any case."""
+        self._next_ns = 0
 
     def related(self, root: int, members: Iterable[int]) -> set[int]:
         """Return the descendants of all members, and root's session when root leads one."""
@@ -60,27 +81,37 @@ class ProcessTable:
                 todo += self._children.get(pid, ())
         return found
 
+    def ancestor_in(self, pid: int, chosen: Mapping[int, object]) -> int | None:
+        """Return the nearest ancestor of a process that is among the chosen."""
+        seen = {pid}
+        while (stat := self._stats.get(pid)) is not None and stat.parent not in seen:
+            pid = stat.parent
+            if pid in chosen:
+                return pid
+            seen.add(pid)
+        return None
 
-class Tree:
-    """A process and all that came from it.
 
-    Members are found by walking parents down from the root and from every member known so far, so
-    a child whose parent has ended (an orphan) stays in. When the root leads a session, everything
-    in the session belongs, too. Each member is held by descriptor: a process id that is used
-    again is never taken for the member.
+class Group:
+    """Processes that somebody else chooses.
+
+    Each member is held by descriptor: a process id that is used again is never taken for the
+    member, and gets a label of its own ("4711#2").
     """
 
-    def __init__(self, pid: int, proc: ProcFolder) -> None:
-        """Take hold of the root.
+    def __init__(self, proc: ProcFolder) -> None:
+        """Begin empty.
 
         Args:
-            pid: the root's process id.
             proc: the /proc to read.
         """
-        self.pid = pid
+        self.wanted: set[int] = set()
+        """Process ids that belong in; taken hold of at the next `update`."""
+        self.pid: int | None = None
+        """The first member's process id."""
         self._proc = proc
         self._members: dict[int, Process] = {}
-        self._adopt(pid, None)
+        self._seen: OrderedDict[int, int] = OrderedDict()
 
     @property
     def members(self) -> Mapping[int, Process]:
@@ -92,33 +123,93 @@ class Tree:
         """True while any member lives."""
         return bool(self._members)
 
+    def needs_update(self, *, listed: bool) -> bool:
+        """Tell whether `update` has something to do; `listed` = all processes were just listed."""
+        return listed or self.wanted != self._members.keys()
+
     def update(self, table: ProcessTable) -> None:
-        """Drop members that ended and add new ones, by a table that was just refreshed."""
-        stats = {pid: member.stat() for pid, member in self._members.items()}
-        for pid, stat in stats.items():
+        """Drop members that ended or do not belong any more, and add new ones."""
+        del table
+        self._drop_ended()
+        for pid in self._members.keys() - self.wanted:
+            self._members.pop(pid).close()
+        for pid in sorted(self.wanted - self._members.keys()):
+            self._adopt(pid)
+
+    def _drop_ended(self) -> None:
+        """Let go of members that ended: one read each, of a file that is a few bytes long."""
+        for pid, member in list(self._members.items()):
+            stat = member.stat()
             if stat is None or stat.state in "ZX":
                 self._members.pop(pid).close()
-        if not self._members:
-            return
-        related = table.related(self.pid, self._members)
-        for pid in sorted(related - self._members.keys()):
-            self._adopt(pid, related)
 
-    def _adopt(self, pid: int, related: set[int] | None) -> None:
-        """Hold a process, once the descriptor itself shows that it is the one that was meant."""
+    def _adopt(self, pid: int) -> None:
         member = self._proc.open(pid)
         if member is None:
             return
-        stat = member.stat()
-        known = related is None or (
-            stat is not None and (stat.parent in related or stat.session == self.pid)
-        )
-        if stat is None or stat.state in "ZX" or not known:
+        if not self._is_meant(member.stat()):
             member.close()
-        else:
-            self._members[pid] = member
+            return
+        member.identify()
+        times = self._seen.pop(pid, 0) + 1
+        self._seen[pid] = times
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        member.label = str(pid) if times == 1 else f"{pid}#{times}"
+        self._members[pid] = member
+        self.pid = pid if self.pid is None else self.pid
+
+    def _is_meant(self, stat: Stat | None) -> bool:
+        return stat is not None and stat.state not in "ZX"
 
     def close(self) -> None:
         """Let go of every member."""
         while self._members:
             self._members.popitem()[1].close()
+
+
+class Tree(Group):
+    """A process and all that came from it.
+
+    Members are found by walking parents down from the root and from every member known so far, so
+    a child whose parent has ended (an orphan) stays in. When the root leads a session, everything
+    in the session belongs, too.
+    """
+
+    def __init__(self, pid: int, proc: ProcFolder) -> None:
+        """Take hold of the root.
+
+        Args:
+            pid: the root's process id.
+            proc: the /proc to read.
+        """
+        super().__init__(proc)
+        self.pid = pid
+        self._related: set[int] | None = None
+        self._adopt(pid)
+
+    def join(self, pid: int) -> None:
+        """Take in another root: a rank of the same job."""
+        if pid not in self._members:
+            self._related = None
+            self._adopt(pid)
+
+    def needs_update(self, *, listed: bool) -> bool:
+        """Tell whether `update` has something to do: only a new listing shows new children."""
+        return listed
+
+    def update(self, table: ProcessTable) -> None:
+        """Drop members that ended and add new ones, by a table that was just refreshed."""
+        self._drop_ended()
+        if not self._members:
+            return
+        self._related = table.related(self.pid or 0, self._members)
+        for pid in sorted(self._related - self._members.keys()):
+            self._adopt(pid)
+
+    def _is_meant(self, stat: Stat | None) -> bool:
+        """Tell whether the descriptor itself shows the process that the table meant."""
+        if stat is None or stat.state in "ZX":
+            return False
+        related = self._related
+        return related is None or stat.parent in related or stat.session == self.pid

@@ -1,45 +1,46 @@
-"""A chart in characters: one measured curve against a planned level and its band.
+"""A chart in characters: one measured curve against a planned level and the device's capacity.
 
 Measured and planned have different glyphs, so that the chart reads without colour: dots against
-dashes. Pure functions: numbers in, rows of cells out; whoever shows them gives each role a colour.
+dashes, the capacity a double line, and each line's name in words at the right edge. Pure functions:
+numbers in, rows of cells out; whoever shows them gives each role a colour.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from memplan.chart_scale import Points, columns, downsample, ticks, top_of
 from memplan.units import UNITS
 
-__all__ = ["Axis", "Glyphs", "Row", "downsample", "draw", "glyphs"]
+__all__ = ["GLYPHS", "Axis", "Glyphs", "Points", "Row", "Words", "downsample", "draw", "glyphs"]
 
 Role = Literal["measured", "plan", "band", "capacity", "axis", "empty"]
 Row = list[tuple[str, Role]]
 """One line of the chart: pieces of text and what each of them means."""
 
-Points = Sequence[tuple[int, int]]
-"""(nanoseconds, bytes), by time."""
-
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of a braille cell: four rows of two dots, top to bottom."""
-
-_BRAILLE = 0x2800
-
-_LABEL = 9
+_LABEL = 8
 """Characters of the vertical axis's labels."""
 
-_LEAST_WIDTH, _LEAST_HEIGHT = _LABEL + 4, 3
+_LEAST_PLOT, _LEAST_HEIGHT = 8, 3
+
+_NARROW = 44
+"""Below this width the lines are not named at the right edge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glyphs:
     """What a chart is drawn with."""
 
-    braille: bool
-    """Eight dots a cell; else one character a cell."""
-    point: str
-    """Measured, where there is no braille."""
+    name: str
+    """"braille", "block" or "ascii"."""
+    across: int
+    """Dots of one cell, side by side."""
+    down: int
+    """Dots of one cell, one above the other."""
+    cells: str
+    """The character of each set of dots; bit `across * row + column` is set for a dot."""
     plan: str
     """The planned level."""
     band: str
@@ -50,15 +51,46 @@ class Glyphs:
     """Where the axes meet."""
     floor: str
     """The horizontal axis."""
+    up: str
+    """Says that a line lies above the chart."""
 
 
-_UNICODE = Glyphs(braille=True, point="█", plan="╌", band="┄", capacity="═", corner="└", floor="─")
-_ASCII = Glyphs(braille=False, point="*", plan="-", band=".", capacity="=", corner="+", floor="-")
+def _braille() -> str:
+    bits = (0x01, 0x08, 0x02, 0x10, 0x04, 0x20, 0x40, 0x80)
+    sets = (sum(bit for i, bit in enumerate(bits) if dots >> i & 1) for dots in range(256))
+    return "".join(chr(0x2800 + found) for found in sets)
 
 
-def glyphs(*, unicode: bool) -> Glyphs:
-    """Return braille and box lines, or plain ASCII for terminals without them."""
-    return _UNICODE if unicode else _ASCII
+_LINES = {"plan": "╌", "band": "┄", "capacity": "═", "corner": "└", "floor": "─", "up": "↑"}
+_PLAIN = {"plan": "-", "band": ".", "capacity": "=", "corner": "+", "floor": "-", "up": "^"}
+
+GLYPHS: dict[str, Glyphs] = {
+    "braille": Glyphs(name="braille", across=2, down=4, cells=_braille(), **_LINES),
+    "block": Glyphs(name="block", across=2, down=2, cells=" ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█", **_LINES),
+    "ascii": Glyphs(name="ascii", across=1, down=1, cells=" *", **_PLAIN),
+}
+"""Eight dots a cell, four quarters a cell, or one character for terminals without either."""
+
+
+def glyphs(name: str) -> Glyphs:
+    """Return a set of glyphs by its name. Raises KeyError for an unknown one."""
+    return GLYPHS[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """What the lines are called; another language brings its own."""
+
+    measured: str = "measured"
+    """The curve."""
+    plan: str = "plan"
+    """The planned level."""
+    capacity: str = "capacity"
+    """All that the device has."""
+
+    def width(self) -> int:
+        """Return the characters of the longest name."""
+        return max(len(self.measured), len(self.plan), len(self.capacity))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,32 +108,27 @@ class Axis:
     high: int | None = None
     """Upper end of the planned band."""
     capacity: int | None = None
-    """All that the device has; drawn only when the rest comes near it."""
+    """All that the device has; its line is drawn only when the rest comes near it."""
     unit: str = "GiB"
     """Unit of the labels."""
     gap_ns: int = 5_000_000_000
     """A longer time without a sample is left empty."""
+    left: str = ""
+    """What stands under the left edge; "" = the length of time."""
+    right: str = ""
+    """What stands under the right edge."""
+    words: Words = field(default_factory=Words)
+    """Names of the lines."""
 
 
-def downsample(points: Points, limit: int) -> list[tuple[int, int]]:
-    """Return at most `limit` points; of neighbours the higher one stays, so no peak is lost.
-
-    Raises ValueError when the limit is below one.
-    """
-    if limit < 1:
-        raise ValueError(f"cannot keep {limit} points")
-    result = list(points)
-    while len(result) > limit:
-        pairs = [result[i : i + 2] for i in range(0, len(result), 2)]
-        result = [max(pair, key=lambda point: point[1]) for pair in pairs]
-    return result
-
-
-def draw(points: Points, axis: Axis, *, width: int, height: int, style: Glyphs) -> list[Row]:
+def draw(
+    points: Points, axis: Axis, *, width: int, height: int, style: Glyphs, floor: bool = True
+) -> list[Row]:
     """Return exactly `height` rows of exactly `width` characters.
 
-    The vertical axis begins at 0 and ends above everything that is shown. The column of a peak
-    reaches the row of its value, however many samples share the column.
+    The vertical axis begins at 0 and ends above everything that is shown. A column shows the
+    highest and the lowest of its samples, never their mean: a short peak is what runs out of
+    memory. Charts of one width share their left and right edge.
 
     Args:
         points: the measured curve; what lies outside of the axis's times is not drawn.
@@ -109,132 +136,151 @@ def draw(points: Points, axis: Axis, *, width: int, height: int, style: Glyphs) 
         width: characters; too few for a chart give empty rows.
         height: rows, the horizontal axis included.
         style: `glyphs(...)`.
+        floor: draw the horizontal axis; without, charts can be stacked over one axis.
     """
-    if width < _LEAST_WIDTH or height < _LEAST_HEIGHT:
+    gutter = axis.words.width() + 3 if width >= _NARROW else 0
+    inner, rows = width - _LABEL - gutter, height - floor
+    if inner < _LEAST_PLOT or rows < _LEAST_HEIGHT - 1:
         return [[(" " * max(width, 0), "empty")] for _ in range(max(height, 0))]
-    top = _top(points, axis)
-    columns, rows = width - _LABEL, height - 1
-    cells = _Grid(columns, rows, style)
+    top = top_of(points, axis)
+    cells = _Cells(inner, rows, style)
+    spans = columns(points, axis, inner * style.across)
     for value, glyph, role in _levels(axis, style, top):
         cells.level(value / top, glyph, role)
-    cells.curve(_columns(points, axis, columns * cells.per_column), top)
-    labels = _labels(top, rows, axis.unit)
-    lines: list[Row] = [
-        [(labels[i].rjust(_LABEL - 1) + " ", "axis"), *cells.row(i)] for i in range(rows)
-    ]
-    return [*lines, _floor(axis, columns, style)]
+    cells.curve(spans, top)
+    blank: Row = [("", "empty")] * rows
+    names = _names(axis, cells, spans, top, style) if gutter else blank
+    labels = _labels(cells, axis.unit, top, rows)
+    lines = []
+    for i, (name, role) in enumerate(names):
+        left: Row = [(labels[i], "axis"), *cells.row(i)]
+        lines.append(_joined([*left, (_right(name, gutter), role)]))
+    return [*lines, _floor(axis, inner, gutter, style)] if floor else lines
 
 
-def _top(points: Points, axis: Axis) -> int:
-    shown = [value for t, value in points if axis.start_ns <= t <= axis.end_ns]
-    known = [v for v in (axis.plan, axis.high, axis.low, *shown) if v is not None]
-    top = max([1, *known])
-    if axis.capacity is not None and axis.capacity <= 1.5 * top:
-        top = max(top, axis.capacity)
-    return top + max(top // 20, 1)
+def _right(name: str, gutter: int) -> str:
+    return f" {name}".ljust(gutter)[:gutter] if gutter else ""
+
+
+def _joined(pieces: Sequence[tuple[str, Role]]) -> Row:
+    """Return pieces with neighbours of one role made one, empty ones left out."""
+    result: Row = []
+    for text, role in pieces:
+        if result and result[-1][1] == role:
+            result[-1] = (result[-1][0] + text, role)
+        elif text:
+            result.append((text, role))
+    return result
 
 
 def _levels(axis: Axis, style: Glyphs, top: int) -> list[tuple[int, str, Role]]:
     levels: list[tuple[int | None, str, Role]] = [
-        (axis.capacity, style.capacity, "capacity"),
         (axis.low, style.band, "band"),
         (axis.high, style.band, "band"),
+        (axis.capacity, style.capacity, "capacity"),
         (axis.plan, style.plan, "plan"),
     ]
     return [(value, g, r) for value, g, r in levels if value is not None and 0 <= value <= top]
 
 
-def _columns(points: Points, axis: Axis, count: int) -> list[int | None]:
-    """Return the highest value in each column; short gaps hold the last value, long ones None."""
-    span = max(axis.end_ns - axis.start_ns, 1)
-    highest: list[int | None] = [None] * count
-    last: tuple[int, int, int] | None = None
-    for t, value in points:
-        if not axis.start_ns <= t <= axis.end_ns:
+def _names(
+    axis: Axis,
+    cells: _Cells,
+    spans: Sequence[tuple[int, int] | None],
+    top: int,
+    style: Glyphs,
+) -> list[tuple[str, Role]]:
+    """Return the name at the right end of each row; what lies above the chart says so."""
+    names: list[tuple[str, Role] | None] = [None] * cells.rows
+    last = next((span for span in reversed(spans) if span is not None), None)
+    wanted: list[tuple[int | None, str, Role]] = [
+        (axis.capacity, axis.words.capacity, "capacity"),
+        (axis.plan, axis.words.plan, "plan"),
+        (last[1] if last else None, axis.words.measured, "measured"),
+    ]
+    for value, word, role in wanted:
+        if value is None:
             continue
-        column = min((t - axis.start_ns) * count // span, count - 1)
-        if last is not None and t - last[1] <= axis.gap_ns:
-            for between in range(last[0] + 1, column):
-                highest[between] = last[2]
-        known = highest[column]
-        highest[column] = value if known is None else max(known, value)
-        last = (column, t, value)
-    return highest
+        above = value > top
+        row = 0 if above else cells.row_of(value / top)
+        free = [i for i, name in enumerate(names) if name is None]
+        if free:
+            spot = min(free, key=lambda i: (abs(i - row), i))
+            names[spot] = (f"{word} {style.up}" if above else word, role)
+    return [name or ("", "empty") for name in names]
 
 
-class _Grid:
+class _Cells:
     """Cells of the drawing area: levels behind, the curve in front."""
 
-    def __init__(self, columns: int, rows: int, style: Glyphs) -> None:
+    def __init__(self, width: int, rows: int, style: Glyphs) -> None:
         self._style = style
-        self._back: list[list[tuple[str, Role]]] = [[(" ", "empty")] * columns for _ in range(rows)]
-        self._bits = [[0] * columns for _ in range(rows)]
-        self._rows = rows
-        self.per_column = 2 if style.braille else 1
-        self._per_row = 4 if style.braille else 1
+        self._back: list[list[tuple[str, Role]]] = [[(" ", "empty")] * width for _ in range(rows)]
+        self._bits = [[0] * width for _ in range(rows)]
+        self.rows = rows
 
     def level(self, share: float, glyph: str, role: Role) -> None:
         """Draw a horizontal line at a share of the height."""
-        row = self._dot(share) // self._per_row
+        row = self.row_of(share)
         self._back[row] = [(glyph, role)] * len(self._back[row])
+
+    def row_of(self, share: float) -> int:
+        """Return the row of a share of the height."""
+        return self._dot(share) // self._style.down
 
     def _dot(self, share: float) -> int:
         """Return the dot's row counted from the top."""
-        dots = self._rows * self._per_row
+        dots = self.rows * self._style.down
         return min(max(round((1 - share) * (dots - 1)), 0), dots - 1)
 
-    def curve(self, columns: Sequence[int | None], top: int) -> None:
-        """Draw the curve, each column joined to the one before."""
-        before: int | None = None
-        for x, value in enumerate(columns):
-            if value is None:
+    def curve(self, spans: Sequence[tuple[int, int] | None], top: int) -> None:
+        """Draw the curve from the lowest to the highest of each column, joined to the last."""
+        before: tuple[int, int] | None = None
+        for x, span in enumerate(spans):
+            if span is None:
                 before = None
                 continue
-            y = self._dot(max(value, 0) / top)
-            other = y if before is None else before
-            for dot in range(min(y, other), max(y, other) + 1):
+            high, low = self._dot(max(span[1], 0) / top), self._dot(max(span[0], 0) / top)
+            first, last = high, low
+            if before is not None:
+                first, last = min(high, before[1]), max(low, before[0])
+            for dot in range(first, last + 1):
                 self._set(x, dot)
-            before = y
+            before = (high, low)
 
     def _set(self, x: int, y: int) -> None:
-        row, inner = divmod(y, self._per_row)
-        column, side = divmod(x, self.per_column)
-        self._bits[row][column] |= _DOTS[inner][side] if self._style.braille else 1
+        row, inner = divmod(y, self._style.down)
+        column, side = divmod(x, self._style.across)
+        self._bits[row][column] |= 1 << (inner * self._style.across + side)
 
     def row(self, index: int) -> Row:
-        """Return a row, neighbours of one role joined."""
-        result: Row = []
-        for bits, behind in zip(self._bits[index], self._back[index], strict=True):
-            measured: tuple[str, Role] = (self._glyph(bits), "measured")
-            glyph, role = measured if bits else behind
-            if result and result[-1][1] == role:
-                result[-1] = (result[-1][0] + glyph, role)
-            else:
-                result.append((glyph, role))
-        return result
-
-    def _glyph(self, bits: int) -> str:
-        return chr(_BRAILLE + bits) if self._style.braille else self._style.point
+        """Return a row, cell by cell."""
+        cells = self._style.cells
+        return [
+            (cells[bits], "measured") if bits else behind
+            for bits, behind in zip(self._bits[index], self._back[index], strict=True)
+        ]
 
 
-def _labels(top: int, rows: int, unit: str) -> list[str]:
-    """Return the label of each row: top, middle and bottom have one."""
-    labels = [""] * rows
-    marked = {0, rows - 1} | ({rows // 2} if rows >= 5 else set())
-    for row in marked:
-        value = top * (1 - row / max(rows - 1, 1)) / UNITS[unit]
-        digits = 2 if top / UNITS[unit] < 10 else 1 if top / UNITS[unit] < 1000 else 0
-        labels[row] = f"{value:.{digits}f}"[: _LABEL - 1]
+def _labels(cells: _Cells, unit: str, top: int, rows: int) -> list[str]:
+    """Return the label of each row: round numbers where they lie, and 0 at the bottom."""
+    labels = [" " * _LABEL] * rows
+    for value, text in ticks(top, rows, unit):
+        labels[cells.row_of(value / top)] = text.rjust(_LABEL - 1)[: _LABEL - 1] + " "
+    labels[rows - 1] = "0".rjust(_LABEL - 1) + " "
     return labels
 
 
-def _floor(axis: Axis, columns: int, style: Glyphs) -> Row:
-    span = f" {_duration(axis.end_ns - axis.start_ns)}"
-    line = style.corner + style.floor * max(columns - 1 - len(span), 0) + span
-    return [(axis.unit.rjust(_LABEL - 1) + " " + line[:columns].ljust(columns), "axis")]
+def _floor(axis: Axis, inner: int, gutter: int, style: Glyphs) -> Row:
+    left = f" {axis.left or duration(axis.end_ns - axis.start_ns)} "
+    right = f" {axis.right} " if axis.right else ""
+    room = inner - 2 - len(left) - len(right)
+    line = style.corner + style.floor + left + style.floor * max(room, 0) + right
+    unit = axis.unit if axis.unit in UNITS else ""
+    return [(unit.rjust(_LABEL - 1) + " " + line[:inner].ljust(inner) + " " * gutter, "axis")]
 
 
-def _duration(ns: int) -> str:
+def duration(ns: int) -> str:
     """Return a length of time in one unit: 45 s, 12 min, 3.5 h."""
     seconds = ns / 1e9
     if seconds < 120:

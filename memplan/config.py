@@ -15,7 +15,7 @@ from typing import Any
 
 from memplan.errors import UsageError
 
-__all__ = ["SETTINGS", "Origin", "Setting", "Value", "cache_dir", "load", "setting"]
+__all__ = ["SETTINGS", "Origin", "Setting", "Value", "cache_dir", "load", "moved_keys", "setting"]
 
 Origin = str
 """Where a value was set: "default", "MEMPLAN_DATABASE", or a file's path."""
@@ -76,7 +76,62 @@ def _settings() -> dict[str, Setting]:
             Setting(
                 name="run_interval", default="0.1", help="Seconds between the samples of a run."
             ),
-            Setting(name="theme", default="memplan-dark", help="The dashboard's colours."),
+            Setting(
+                name="watch",
+                default="",
+                help="What the daemon watches by itself: name:python* gpu:all user:alice ...",
+            ),
+            Setting(
+                name="cpu_budget",
+                default="1.0",
+                help="Percent of one core that the daemon may use; beyond it samples less often.",
+            ),
+            Setting(
+                name="group",
+                default="",
+                help="Group whose members may ask the daemon (their own processes in full).",
+            ),
+            Setting(
+                name="store_commands",
+                default="no",
+                help="Store whole command lines of what is watched, secrets hidden: yes or no.",
+            ),
+            Setting(
+                name="prometheus",
+                default="off",
+                help="Port on this machine where the daemon answers Prometheus, or off.",
+            ),
+            Setting(
+                name="otlp",
+                default="off",
+                help="URL that the daemon pushes OpenTelemetry metrics to, or off.",
+            ),
+            Setting(
+                name="flush", default="10", help="Seconds the host's samples wait to be packed."
+            ),
+            Setting(name="keep_raw", default="48h", help="Age up to which samples are kept."),
+            Setting(name="keep_1m", default="30d", help="Age up to which minutes are kept."),
+            Setting(name="keep_1h", default="730d", help="Age up to which hours are kept."),
+            Setting(name="database_cap", default="1GiB", help="Largest database file."),
+            Setting(name="fleet", default="", help="URL of a fleet's PostgreSQL; empty = none."),
+            Setting(
+                name="fleet_outbox",
+                default="256MiB",
+                help="Most that may wait for the fleet's database.",
+            ),
+            Setting(
+                name="theme",
+                default="auto",
+                help="The dashboard's colours: auto, memplan-dark, -light, -contrast or -terminal.",
+            ),
+            Setting(
+                name="glyphs",
+                default="auto",
+                help="What the dashboard draws with: auto, braille, block or ascii.",
+            ),
+            Setting(
+                name="language", default="auto", help="The dashboard's language: auto, en or pt_BR."
+            ),
         )
     }
 
@@ -85,7 +140,12 @@ SETTINGS = tuple(_settings())
 """Names of all settings."""
 
 
-def _file_values(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
+KEYS = "keys"
+"""Name of the table that moves the dashboard's keys."""
+
+
+def _table(path: Path, keys: tuple[str, ...]) -> Any:
+    """Return a table of a TOML file, {} where there is no such file or table."""
     try:
         data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,8 +154,14 @@ def _file_values(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
         raise UsageError(f"cannot read settings from {path}: {error}") from error
     for key in keys:
         data = data.get(key, {}) if isinstance(data, Mapping) else {}
+    return data
+
+
+def _file_values(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    data = _table(path, keys)
     if not isinstance(data, Mapping):
         raise UsageError(f"{path}: [{'.'.join(keys)}] is not a table")
+    data = {name: value for name, value in data.items() if name != KEYS}
     unknown = sorted(set(data) - set(SETTINGS))
     if unknown:
         raise UsageError(f"{path}: unknown setting {unknown[0]!r}", hint="memplan config show")
@@ -105,14 +171,43 @@ def _file_values(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
     return data
 
 
+def _files(folder: Path | None) -> tuple[tuple[Path, tuple[str, ...]], ...]:
+    """Return each settings file with the path of its table, the strongest first."""
+    project = (folder or Path.cwd()) / "pyproject.toml"
+    return (project, ("tool", "memplan")), (_dir("config") / "config.toml", ())
+
+
+def moved_keys(folder: Path | None = None) -> Mapping[str, str]:
+    """Return the dashboard's moved keys, binding id -> keys, of the tables [keys].
+
+    Raises UsageError for a table that maps names to something else than text.
+    """
+    moved: dict[str, str] = {}
+    for path, keys in reversed(_files(folder)):
+        table = _flat(_table(path, (*keys, KEYS)))
+        if any(not isinstance(value, str) for value in table.values()):
+            raise UsageError(
+                f"{path}: [{'.'.join((*keys, KEYS))}] maps an action's name to keys",
+                hint='such as app.pause = "p"; memplan tui --keys lists the names',
+            )
+        moved |= table
+    return moved
+
+
+def _flat(table: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a table of tables as one, names joined by dots: TOML reads app.pause as two names."""
+    if not isinstance(table, Mapping):
+        return {prefix: None}
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        path = f"{prefix}.{name}" if prefix else name
+        found |= _flat(value, path) if isinstance(value, Mapping) else {path: value}
+    return found
+
+
 def load(environ: Mapping[str, str] = os.environ, folder: Path | None = None) -> tuple[Value, ...]:
     """Return every setting with its value and origin. Raises UsageError for a bad file."""
-    user_file = _dir("config") / "config.toml"
-    project_file = (folder or Path.cwd()) / "pyproject.toml"
-    layers = (
-        (project_file, _file_values(project_file, ("tool", "memplan"))),
-        (user_file, _file_values(user_file, ())),
-    )
+    layers = tuple((path, _file_values(path, keys)) for path, keys in _files(folder))
     return tuple(_resolve(item, environ, layers) for item in _settings().values())
 
 

@@ -9,6 +9,7 @@
     |   +-- UnsupportedModelError    sound, but memplan has no rule for it yet
     +-- DeviceError                  a device that is not known or not there
     +-- StoreError                   the database
+    |   +-- StoreFullError           it takes nothing at the moment: disk full, failing, read-only
     |   +-- StoreLockedError         another process is the writer
     |   +-- StoreMissingError        no database at that place yet
     |   +-- StoreVersionError        written by a newer memplan
@@ -38,6 +39,7 @@ __all__ = [
     "SchemaError",
     "StoreDamagedError",
     "StoreError",
+    "StoreFullError",
     "StoreLockedError",
     "StoreMissingError",
     "StoreVersionError",
@@ -89,6 +91,10 @@ class DeviceError(MemplanError):
 
 class StoreError(MemplanError):
     """The database cannot be used."""
+
+
+class StoreFullError(StoreError):
+    """The database takes nothing at the moment: disk full, failing or read-only, log too long."""
 
 
 class StoreLockedError(StoreError):

@@ -9,6 +9,7 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from memplan.explain import gap_sentence
 from memplan.types import (
     Beside,
     Comparison,
@@ -147,6 +148,9 @@ def _ledgers(ledgers: Sequence[Ledger], unit: str) -> list[str]:
     for ledger in ledgers:
         biggest = sorted(ledger.parts.items(), key=lambda item: -item[1])
         what = ", ".join(f"{part} {_number(size, unit)}" for part, size in biggest if size)
+        if ledger.reused_bytes:
+            read = f"{_number(ledger.reused_bytes, unit)} read from the checkpoint's own files"
+            what = f"{what}, {read}" if what else read
         rows.append(
             [
                 ledger.name,
@@ -192,7 +196,15 @@ def _speed(speed: Range) -> str:
     assert speed.value is not None
     assert speed.low is not None
     assert speed.high is not None
-    return f"{speed.value:.2g} tokens/s ({speed.low:.2g} .. {speed.high:.2g})"
+    return f"{_rate(speed.value)} tokens/s ({_rate(speed.low)} .. {_rate(speed.high)})"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= _WHOLE else f"{value:.2g}"
+
+
+_WHOLE = 100
+"""Rates from which no digit behind the point is shown."""
 
 
 def _beside(plan: Plan, unit: str) -> list[str]:
@@ -260,6 +272,9 @@ def comparison_text(comparison: Comparison, *, plan: Plan | None = None, unit: s
     sections += [_device(row, unit) for row in comparison.devices]
     sections.append([f"  note: {note}" for note in comparison.notes])
     sections.append([f"  {_judgement(comparison, unit)}"])
+    why = gap_sentence(comparison, unit)
+    if why:
+        sections[-1] += textwrap.wrap(f"  {why}", 96, subsequent_indent="  ")
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 

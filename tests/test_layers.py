@@ -22,6 +22,7 @@ BASE = {
     "memplan.errors",
     "memplan.serialize",
     "memplan.versions",
+    "memplan.wire",
 }
 PURE = BASE | {
     f"memplan.{name}"
@@ -35,6 +36,9 @@ PURE = BASE | {
         "compare",
         "report",
         "chart",
+        "chart_scale",
+        "explain",
+        "page",
     )
 }
 STORE = BASE | {"memplan.config", "memplan.store", "memplan_migrations"}
@@ -42,6 +46,7 @@ ALLOWED = {
     **dict.fromkeys(sorted(BASE), BASE),
     "memplan.config": BASE | {"memplan.config"},
     **dict.fromkeys(sorted(PURE - BASE), PURE),
+    "memplan.search": PURE | {"memplan.search"},
     "memplan.hub": BASE | {"memplan.hub", "memplan.config"},
     "memplan.models": PURE | {"memplan.models", "memplan.hub", "memplan.config"},
     "memplan.devices": PURE | {"memplan.devices", "memplan.config"},
@@ -50,16 +55,19 @@ ALLOWED = {
     "memplan.measure": STORE | {"memplan.measure"},
     "memplan.demo": BASE | {"memplan.demo", "memplan.measure"},
     "memplan.store": STORE,
+    "memplan.testing": BASE | {"memplan.testing"},
     "memplan_migrations": STORE,
     "memplan_daemon": STORE | {"memplan_daemon"},
-    "memplan_tui": STORE | {"memplan_tui", "memplan.chart", "memplan.report", "memplan.compare"},
+    "memplan_tui": STORE
+    | {"memplan_tui"}
+    | {f"memplan.{name}" for name in ("chart", "report", "compare", "explain")},
 }
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
     "memplan_migrations": {"sqlalchemy", "alembic"},
-    "memplan_daemon": {"psutil", "pynvml"},
+    "memplan_daemon": {"psutil", "pynvml", "amdsmi", "prometheus_client", "opentelemetry"},
     "memplan_tui": {"textual", "rich"},
-    "memplan.cli": {"click"},
+    "memplan.cli": {"click", "pyarrow"},
     "memplan.config": {"platformdirs"},
     "memplan.placement": {"scipy", "numpy"},
     "memplan.devices": {"psutil", "pynvml", "torch", "transformers"},

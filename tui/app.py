@@ -1,24 +1,38 @@
-"""The dashboard: polls the database once a second and hands one snapshot to the screen."""
+"""The dashboard: reads the database once a second and hands one snapshot to the screen."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
-from memplan_tui.messages import Polled, Snapshot
+from memplan_tui import export
+from memplan_tui.clock import Replay, parse_time
+from memplan_tui.keys import KEYS, bindings
+from memplan_tui.messages import Polled, Request, Snapshot
+from memplan_tui.page import Page
 from memplan_tui.poller import Poller
+from memplan_tui.replay import Recording, load_recording
 from memplan_tui.screens.compare import CompareScreen
 from memplan_tui.screens.help import HelpScreen
 from memplan_tui.screens.live import LiveScreen
+from memplan_tui.screens.plan import Planner, PlanScreen
+from memplan_tui.screens.prompt import Prompt
+from memplan_tui.screens.runs import FleetScreen, RunsScreen
+from memplan_tui.text import tr
 from memplan_tui.themes import DEFAULT, THEMES
+from memplan_tui.views.charts import curves
+from memplan_tui.views.words import WINDOWS, Look, clock, sampler
 from textual import work
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.css.query import NoMatches
+from textual.command import CommandPalette
 from textual.screen import Screen
 
+from memplan.chart import glyphs
+from memplan.errors import MemplanError
 from memplan.store.base import Reader
 from memplan.store.reader import StoreReader
 
@@ -26,26 +40,39 @@ __all__ = ["MemplanApp"]
 
 _UNITS = ("GiB", "MiB", "GB")
 
+PLAYED_S = 0.25
+"""Between two pictures of a replay that plays; a paused one is not drawn again."""
+
+
+class Source(Protocol):
+    """Where snapshots come from: the live database, or a recording."""
+
+    def poll(self, request: Request) -> Snapshot:
+        """Return what the screens show."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
 
 class MemplanApp(App[None]):
-    """Plans beside measurements, live."""
+    """Plans beside measurements, live and replayed."""
 
     TITLE = "memplan"
-    CSS_PATH = "app.tcss"
     ENABLE_COMMAND_PALETTE = True
     MODES: ClassVar[dict[str, Callable[[], Screen[None]]]] = {  # type: ignore[assignment]
         "live": LiveScreen,
+        "plan": PlanScreen,
         "compare": CompareScreen,
+        "runs": RunsScreen,
+        "fleet": FleetScreen,
     }
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "show('live')", "Live", id="app.live"),
-        Binding("2", "show('compare')", "Compare", id="app.compare"),
-        Binding("u", "unit", "Unit", id="app.unit", show=False),
-        Binding("t", "colours", "Colours", id="app.colours", show=False),
-        Binding("space", "pause", "Hold", id="app.pause"),
-        Binding("question_mark,f1", "help", "Help", id="app.help", key_display="?"),
-        Binding("q", "quit", "Quit", id="app.quit"),
+        *bindings("app"),
+        Binding("escape", "app.show('live')", "Live", id="app.home", show=False),
     ]
+    COMMAND_PALETTE_BINDING = "ctrl+p"
 
     def __init__(
         self,
@@ -53,8 +80,13 @@ class MemplanApp(App[None]):
         *,
         unit: str = "GiB",
         theme: str = DEFAULT,
+        style: str = "braille",
         unicode: bool = True,
         interval_s: float = 1.0,
+        planner: Planner | None = None,
+        moved: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        replay: str | None = None,
         open_reader: Callable[[str | Path], Reader] = StoreReader,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -64,8 +96,13 @@ class MemplanApp(App[None]):
             database: file or URL.
             unit: "GiB", "MiB" or "GB".
             theme: one of ours or Textual's.
-            unicode: draw with braille and box lines, or with ASCII.
+            style: "braille", "block" or "ascii".
+            unicode: False = ASCII alone, everywhere.
             interval_s: seconds between polls.
+            planner: makes plans anew for the Plan screen; None = it only shows them.
+            moved: binding id -> keys, as the config moves them.
+            folder: where exports go; None = the working folder.
+            replay: run to begin a replay of; "" = the newest, or the machine.
             open_reader: makes a reader of a database.
             now_ns: the wall clock.
         """
@@ -73,106 +110,308 @@ class MemplanApp(App[None]):
         for known in THEMES:
             self.register_theme(known)
         self.theme = theme if theme in self.available_themes else DEFAULT
-        self.unit = unit
         self.unicode = unicode
-        self.snapshot = Snapshot(state="missing", reason="Reading the database ...")
+        self.planner = planner
+        self.moved = dict(moved or {})
+        self.snapshot = Snapshot(state="reading")
+        self.replay: Replay | None = None
+        self.window_ns: int | None = WINDOWS[1]
+        self._unit, self._style, self._device = unit, style, 0
+        self._folder = folder or Path.cwd()
         self._interval_s = interval_s
+        self._database, self._open_reader, self._now_ns = database, open_reader, now_ns
         self._poller = Poller(database, open_reader=open_reader, now_ns=now_ns)
-        self._selected: str | None = None
+        self._recording: Recording | None = None
+        self._request = Request(window_ns=self.window_ns)
         self._paused = False
+        self._first_replay = replay
+        self._ticked_s = 0.0
+        self.set_keymap(self.moved)
 
     def on_mount(self) -> None:
         """Open the first screen and begin to poll."""
         self.switch_mode("live")
+        if self._first_replay is not None:
+            self._load(self._first_replay or None)
         self.poll()
         self.set_interval(self._interval_s, self._tick)
+        self._player = self.set_interval(PLAYED_S, self._play, pause=True)
 
     def on_unmount(self) -> None:
         """Close the database."""
         self._poller.close()
 
     def _tick(self) -> None:
-        if not self._paused:
+        if not self._paused and self.replay is None:
             self.poll()
+
+    def _play(self) -> None:
+        if self.replay is None or not self.replay.playing:
+            self._player.pause()
+            return
+        now = time.monotonic()
+        self.replay = self.replay.advanced(round((now - self._ticked_s) * 1e9))
+        self._ticked_s = now
+        self.poll()
 
     @work(thread=True, exclusive=True, group="poll")
     def poll(self) -> None:
-        """Read the database in a thread; the answer comes as a message."""
-        self.post_message(Polled(self._poller.poll(self._selected)))
+        """Read in a thread; the answer comes as a message."""
+        source: Source = self._recording if self._recording is not None else self._poller
+        at = self.replay.at_ns if self.replay is not None else None
+        self.post_message(Polled(source.poll(replace(self._request, at_ns=at))))
 
     def on_polled(self, message: Polled) -> None:
         """Show a new snapshot."""
         self.snapshot = message.snapshot
-        self._show()
+        self.draw()
 
-    def _show(self) -> None:
+    def draw(self) -> None:
+        """Draw the screen in front."""
         try:
-            screen = self.screen
-            if isinstance(screen, LiveScreen | CompareScreen) and screen.is_mounted:
-                screen.show(self.snapshot)
-        except (ScreenStackError, NoMatches):
-            # The answer came while the program was ending: Textual takes the
-            # widgets of a screen away before the screen itself.
-            return
+            if isinstance(self.screen, Page):
+                self.screen.show()
+        except ScreenStackError:
+            return  # the answer came while the program was ending
 
-    def state_word(self, sampler: str) -> str:
+    def look(self) -> Look:
+        """Return how things are shown now."""
+        return Look(
+            unit=self._unit,
+            style=glyphs(self._style if self.unicode else "ascii"),
+            window_ns=self.window_ns,
+            device=self._device,
+            clock=self._clock(),
+        )
+
+    def _clock(self) -> tuple[str, str]:
         """Return what stands at the right end of the status line."""
-        return "HELD, sampling goes on" if self._paused else sampler
+        window = self.window_ns
+        span = tr("all") if window is None else f"{window // (60 * 10**9)} min"
+        if self.replay is not None:
+            state = "▸" if self.replay.playing else tr("paused")
+            at, speed = clock(self.replay.at_ns), f"x{self.replay.speed:g}"
+            share = f"{self.replay.share:.0%}"
+            return tr("REPLAY") + f" {at}  {state} {speed}  {share}  {span}", ""
+        if self._paused:
+            return tr("HELD: sampling goes on"), ""
+        words, _ = sampler(self.snapshot)
+        return f"{words}  {span}", ""
 
-    def row_style(self, words: str) -> str:
-        """Return the rich style of a row: bold where the plan was left."""
-        return "bold" if words in {"OVER PLAN", "over", "under plan", "under"} else ""
+    def _ask(self, request: Request) -> None:
+        self._request = request
+        self.poll()
 
-    def select_run(self, run_id: str) -> None:
-        """Show another run in detail."""
-        if run_id != self._selected:
-            self._selected = run_id
-            self.poll()
+    def select_run(self, run_id: str | None) -> None:
+        """Show another run in detail; None = whatever happens now."""
+        if self.replay is not None:
+            self._stop_replay()
+        self._ask(replace(self._request, run_id=run_id, plan_id=None))
 
-    def step_run(self, step: int) -> None:
-        """Select the run `step` places further down the list."""
-        ids = [run.id for run in self.snapshot.runs]
-        if not ids:
-            return
-        now = ids.index(self._selected) if self._selected in ids else 0
-        self.select_run(ids[min(max(now + step, 0), len(ids) - 1)])
+    def put_beside(self, runs: tuple[str, ...]) -> None:
+        """Read runs that are shown side by side."""
+        self._ask(replace(self._request, beside=runs))
+
+    def select_plan(self, key: str) -> None:
+        """Show a plan by its id, or the "last" one."""
+        ids = self.snapshot.plans
+        self._ask(replace(self._request, plan_id=ids[0] if key == "last" and ids else key))
+
+    def step_plan(self, step: int) -> None:
+        """Show the plan that is `step` places older."""
+        ids, shown = self.snapshot.plans, self.snapshot.plan
+        if ids:
+            now = ids.index(shown.id) if shown is not None and shown.id in ids else 0
+            wanted = ids[min(max(now + step, 0), len(ids) - 1)]
+            self._ask(replace(self._request, plan_id=wanted))
+
+    def show_runs_of(self, host: str) -> None:
+        """Show one machine's runs."""
+        self.action_show("runs")
+
+        def choose() -> None:
+            if isinstance(self.screen, RunsScreen):
+                self.screen.filter(host)
+
+        self.call_after_refresh(choose)
 
     def action_show(self, mode: str) -> None:
         """Switch to a screen."""
-        self.switch_mode(mode)
-        self.call_after_refresh(self._show)
+        if self.current_mode != mode:
+            self.switch_mode(mode)
+        self.call_after_refresh(self.draw)
 
     def action_unit(self) -> None:
         """Switch the unit of all sizes."""
-        self.unit = _UNITS[(_UNITS.index(self.unit) + 1) % len(_UNITS)]
-        self._show()
+        self._unit = _UNITS[(_UNITS.index(self._unit) + 1) % len(_UNITS)]
+        self.draw()
 
-    def action_colours(self) -> None:
-        """Switch the theme."""
+    def action_theme(self) -> None:
+        """Switch the colours."""
         names = [theme.name for theme in THEMES]
         now = names.index(self.theme) if self.theme in names else -1
         self.theme = names[(now + 1) % len(names)]
-        self._show()
+        self.call_after_refresh(self.draw)
+
+    def action_device(self) -> None:
+        """Bring the next device's chart to the top."""
+        self._device = (self._device + 1) % max(len(curves(self.snapshot)), 1)
+        self.draw()
+
+    def action_window(self, step: int) -> None:
+        """Show a longer or a shorter time."""
+        place = min(max(WINDOWS.index(self.window_ns) + step, 0), len(WINDOWS) - 1)
+        self.window_ns = WINDOWS[place]
+        self._ask(replace(self._request, window_ns=self.window_ns))
+
+    def action_run(self, step: int) -> None:
+        """Select an older or a newer run; beyond the newest, what happens now."""
+        ids = [run.id for run in self.snapshot.runs]
+        detail = self.snapshot.detail
+        now = ids.index(detail.run.id) if detail is not None and detail.run.id in ids else -1
+        wanted = min(now + step, len(ids) - 1)
+        self.select_run(ids[wanted] if wanted >= 0 else None)
 
     def action_pause(self) -> None:
         """Hold the picture still, or go on."""
+        if self.replay is not None:
+            self._set(self.replay.toggled())
+            return
         self._paused = not self._paused
-        self._show()
+        self.draw()
         if not self._paused:
             self.poll()
 
     def action_help(self) -> None:
         """Open the help page."""
-        self.push_screen(HelpScreen())
+        name = self.screen.NAME if isinstance(self.screen, Page) else ""
+        self.push_screen(HelpScreen(name, self.moved, unicode=self.unicode))
+
+    def action_command_palette(self) -> None:
+        """Open the list of all actions."""
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
+            words = tr("Find an action")
+            self.push_screen(CommandPalette(placeholder=words, id="--command-palette"))
+
+    def action_export(self) -> None:
+        """Write curves, facts and the screen into the folder."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self._now_ns() / 1e9))
+        try:
+            svg = self.export_screenshot(title="memplan")
+            paths = export.write(self.snapshot, svg, self._folder, stamp)
+        except OSError as error:
+            self.notify(str(error), title=tr("Not written"), severity="error")
+            return
+        names = "\n".join(str(path) for path in paths)
+        self.notify(names, title=tr("Written"), markup=False)
+
+    def action_replay(self) -> None:
+        """Play the selected run again, or come back to what happens now."""
+        if self.replay is not None:
+            self._stop_replay()
+            self.poll()
+            return
+        detail = self.snapshot.detail
+        self._load(detail.run.id if detail is not None else None)
+
+    @work(thread=True, exclusive=True, group="load")
+    def _load(self, run_id: str | None) -> None:
+        """Read a run, or the machine's last day, and begin to play it."""
+        try:
+            with self._open_reader(self._database) as reader:
+                if run_id is None and self._first_replay is not None:
+                    run_id = next((run.id for run in reader.runs(1)), None)
+                last = reader.last_sample_ns() or 0
+                since = None if run_id is not None else last - (self.window_ns or 86400 * 10**9)
+                recording = load_recording(reader, run_id, since_ns=since)
+        except (MemplanError, OSError) as error:
+            self.call_from_thread(self.notify, str(error), severity="error", markup=False)
+            return
+        self.call_from_thread(self._begin, recording)
+
+    def _begin(self, recording: Recording) -> None:
+        found = recording.clock()
+        if found is None:
+            self.notify(tr("Nothing was sampled there: nothing to replay."), severity="warning")
+            return
+        self._recording = recording
+        self.window_ns = None
+        self._request = replace(self._request, window_ns=None)
+        self._set(found)
+
+    def _stop_replay(self) -> None:
+        self._recording, self.replay, self._first_replay = None, None, None
+
+    def _set(self, replay: Replay) -> None:
+        self.replay = replay
+        self._ticked_s = time.monotonic()
+        if replay.playing:
+            self._player.resume()
+        self.poll()
+
+    def _in_replay(self) -> Replay | None:
+        if self.replay is None:
+            self.notify(tr("Only in a replay: r begins one."))
+        return self.replay
+
+    def action_step(self, step: int) -> None:
+        """Step back or on."""
+        if (replay := self._in_replay()) is not None:
+            self._set(replay.stepped(step))
+
+    def action_speed(self, step: int) -> None:
+        """Play slower or faster."""
+        if (replay := self._in_replay()) is not None:
+            self._set(replay.faster(step))
+
+    def action_edge(self, end: int) -> None:
+        """Go to the begin (0) or the end (1)."""
+        if (replay := self._in_replay()) is not None:
+            self._set(replay.jumped(replay.end_ns if end else replay.start_ns))
+
+    def action_peak(self) -> None:
+        """Go to the highest point of the first chart."""
+        replay, recording = self._in_replay(), self._recording
+        if replay is None or recording is None:
+            return
+        found = curves(self.snapshot)
+        device = found[self._device % len(found)].device if found else "cpu"
+        at = recording.peak_ns(device)
+        if at is not None:
+            self._set(replace(replay.jumped(at), playing=False))
+
+    def action_time(self) -> None:
+        """Ask for a time and go there."""
+        replay = self._in_replay()
+        if replay is None:
+            return
+
+        def go(words: str | None) -> None:
+            if not words:
+                return
+            at = parse_time(words, replay)
+            if at is None:
+                self.notify(tr("{words} is no time.").format(words=repr(words)), markup=False)
+            elif self.replay is not None:
+                self._set(replace(self.replay.jumped(at), playing=False))
+
+        title = tr("Go to: 14:03:22 (time of day), 90s or 5min (from the begin), +30s, 50%")
+        self.push_screen(Prompt(title), go)
 
     def get_system_commands(self, screen: Screen[None]) -> Iterable[SystemCommand]:
-        """Name every action in the palette."""
-        yield from super().get_system_commands(screen)
-        yield SystemCommand("Live", "The machine, the runs, the selected run", self._to("live"))
-        yield SystemCommand("Compare", "Planned and measured, part by part", self._to("compare"))
-        yield SystemCommand("Unit", "GiB, MiB or GB", self.action_unit)
-        yield SystemCommand("Colours", "Dark, light or high contrast", self.action_colours)
-        yield SystemCommand("Hold", "Hold the picture still; sampling goes on", self.action_pause)
+        """Name every action in the palette, those of the screen in front first."""
+        name = screen.NAME if isinstance(screen, Page) else ""
+        for key in (*KEYS.get(name, ()), *KEYS["app"]):
+            if key.id != "app.palette":
+                yield SystemCommand(tr(key.title), tr(key.sentence), self._runner(key.action))
 
-    def _to(self, mode: str) -> Callable[[], None]:
-        return lambda: self.action_show(mode)
+    def _runner(self, action: str) -> Callable[[], None]:
+        owner = self if action.startswith("app.") else self.screen
+
+        async def run() -> None:
+            await self.run_action(action.removeprefix("app."), owner)
+
+        def later() -> None:
+            self.call_later(run)
+
+        return later

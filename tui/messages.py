@@ -1,4 +1,4 @@
-"""What the poller tells the screens: one frozen value a second, and nothing else."""
+"""What a reader of the database tells the screens: one frozen value a second, nothing else."""
 
 from __future__ import annotations
 
@@ -9,16 +9,48 @@ from textual.message import Message
 
 from memplan.types import Comparison, FrozenMap, Peak, Phase, Plan, Run
 
-__all__ = ["Detail", "Gpu", "Machine", "Points", "Polled", "Snapshot"]
+__all__ = [
+    "Detail",
+    "Gpu",
+    "Host",
+    "Machine",
+    "Points",
+    "Polled",
+    "Process",
+    "Request",
+    "Snapshot",
+    "State",
+]
 
 Points = tuple[tuple[int, int], ...]
 """(nanoseconds, bytes), by time."""
+
+State = Literal["reading", "ok", "missing", "newer", "locked", "broken"]
+"""Can the database be read, and if not, why; "reading" = the first answer has not come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the screens want to know."""
+
+    run_id: str | None = None
+    """The run to show in detail; None = the one that runs, else the machine, else the newest."""
+    window_ns: int | None = None
+    """How far back curves go; None = all of the run."""
+    beside: tuple[str, ...] = ()
+    """Runs that are shown side by side."""
+    plan_id: str | None = None
+    """The plan to show; None = the run's, else the newest."""
+    at_ns: int | None = None
+    """Position of a replay; None = now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU of the machine, as sampled last."""
 
+    name: str
+    """"cuda:0", or its place in the list where no such name is known."""
     uuid: str
     """Its identity."""
     label: str
@@ -39,11 +71,31 @@ class Machine:
     """What programs can still get."""
     gpus: tuple[Gpu, ...] = ()
     """Its GPUs."""
+    peaks: FrozenMap[int] = field(default_factory=FrozenMap)
+    """Device name -> highest use that is known."""
+    history: FrozenMap[Points] = field(default_factory=FrozenMap)
+    """Device name -> use by everybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process of a run."""
+
+    pid: int
+    """Its id."""
+    rss_bytes: int
+    """Resident memory now."""
+    peak_bytes: int
+    """The highest that was sampled."""
+    phase: str | None
+    """The last phase that its program began; None = it says nothing."""
+    in_phase: bool = False
+    """Does that phase go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """The selected run."""
+    """One run as of the clock."""
 
     run: Run
     """The run."""
@@ -59,18 +111,42 @@ class Detail:
     """Device name -> bytes as sampled last."""
     history: FrozenMap[Points]
     """Device name -> its curve."""
+    processes: tuple[Process, ...] = ()
+    """Its largest processes, largest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """One machine that the database knows."""
+
+    name: str
+    """Host name."""
+    runs: int
+    """Its runs."""
+    running: int
+    """Those that go on."""
+    over: int
+    """Those that failed or were lost."""
+    last_ns: int
+    """When its newest run began."""
+    peak_bytes: int | None
+    """The highest process memory of its runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything that the screens show."""
 
-    state: Literal["ok", "missing", "broken"]
+    state: State
     """Is there a database that can be read."""
     reason: str = ""
-    """Why not, and what to do, in words."""
+    """Why not, in words."""
+    hint: str = ""
+    """What to type."""
+    kept: bool = False
+    """The database cannot be read now; what is shown was read before."""
     now_ns: int = 0
-    """When it was read."""
+    """The clock: the wall clock, or the position of a replay."""
     last_sample_ns: int | None = None
     """When anything was sampled last."""
     machine: Machine = Machine()
@@ -80,7 +156,15 @@ class Snapshot:
     peaks: FrozenMap[int] = field(default_factory=FrozenMap)
     """Run id -> its highest process memory."""
     detail: Detail | None = None
-    """The selected run."""
+    """The selected run; None = the machine itself."""
+    plan: Plan | None = None
+    """The plan that the Plan screen shows."""
+    plans: tuple[str, ...] = ()
+    """Ids of stored plans, newest first."""
+    beside: tuple[Detail, ...] = ()
+    """Runs side by side."""
+    hosts: tuple[Host, ...] = ()
+    """Machines, the busiest first."""
 
 
 class Polled(Message):

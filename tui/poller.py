@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from memplan_tui.messages import Detail, Gpu, Machine, Snapshot
+from memplan_tui.assemble import detail_at, highest, hosts_of, machine_at
+from memplan_tui.messages import Detail, Request, Snapshot, State
+from memplan_tui.tracks import Tracks
 
-from memplan.chart import downsample
-from memplan.compare import compare
-from memplan.errors import MemplanError, NotStoredError, StoreMissingError
+from memplan.errors import (
+    MemplanError,
+    NotStoredError,
+    StoreLockedError,
+    StoreMissingError,
+    StoreVersionError,
+)
 from memplan.store.base import Reader
-from memplan.types import FrozenMap, Peak, Plan, Run, Sample, Series
+from memplan.types import Device, FrozenMap, Phase, Plan, Run
 
 __all__ = ["Poller", "database_text"]
 
-KEPT_POINTS = 4096
-"""Points of one curve; beyond, neighbours are joined and the higher one stays."""
-
-LISTED_RUNS = 50
+LISTED_RUNS = 200
 
 LOOKED_UP = 5
 """Runs whose peak is looked up in one poll: the first screen must not wait for all of them."""
 
-_HOST_WINDOW_NS = 60 * 10**9
-"""How far back the machine's last samples are looked for."""
+LIST_NS = 5 * 10**9
+"""How often the lists of runs and plans are read anew; a run that goes on is read each time."""
 
-_PROCESS = ("rss_bytes", "hwm_bytes")
+WATCHED_NS = 60 * 10**9
+"""A machine that was sampled so lately is shown before a run that has ended."""
+
+RECENT_NS = 5 * 10**9
+"""The machine's newest samples, read one by one; older ones come in buckets."""
+
+BUCKETS = 400
+"""Of one curve: two in each column of a wide chart."""
+
+KEPT_HOST_NS = 24 * 3600 * 10**9
+"""How far back the machine's curves are read at most."""
 
 
 def database_text(database: str | Path) -> str:
@@ -61,172 +75,213 @@ class Poller:
         self._open_reader = open_reader
         self._now_ns = now_ns
         self._reader: Reader | None = None
-        self._run_id: str | None = None
-        self._cursor = 0
-        self._curves: dict[str, list[tuple[int, int]]] = {}
-        self._last: dict[str, int] = {}
-        self._highest: dict[Series, Peak] = {}
-        self._ended: dict[str, int | None] = {}
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
+        self._last: Snapshot | None = None
+        self._forget()
 
-    def poll(self, selected: str | None = None) -> Snapshot:
+    def _forget(self) -> None:
+        self._tracks = Tracks("")
+        self._cursor = 0
+        self._host = Tracks(None)
+        self._host_cursor = 0
+        self._host_first: int | None = None
+        self._ended: dict[str, int | None] = {}
+        self._finished: dict[str, Detail] = {}
+        self._listed_ns: int | None = None
+        self._runs: tuple[Run, ...] = ()
+        self._plans: dict[str, Plan] = {}
+        self._plan_ids: tuple[str, ...] = ()
+        self._devices: tuple[Device, ...] = ()
+        self._phases: tuple[Phase, ...] = ()
+        self._settled: str | None = None
+
+    def poll(self, request: Request = Request()) -> Snapshot:  # noqa: B008 - frozen
         """Return what the database says now. Never raises: a problem is a state with a reason.
 
+        Once something was read, it stays on the screen while the database cannot be read.
+
         Args:
-            selected: id of the run to show in detail; None = the newest.
+            request: what the screens want to know.
         """
-        with self._one_at_a_time:
-            return self._poll(selected)
+        with self._lock:
+            try:
+                if self._reader is None:
+                    self._reader = self._open_reader(self._database)
+                self._last = self._read(self._reader, self._now_ns(), request)
+            except (MemplanError, OSError) as error:
+                return self._failed(error)
+            return self._last
 
-    def _poll(self, selected: str | None) -> Snapshot:
-        now = self._now_ns()
-        try:
-            if self._reader is None:
-                self._reader = self._open_reader(self._database)
-            return self._read(self._reader, now, selected)
-        except StoreMissingError:
-            self.close()
-            place = database_text(self._database)
-            return Snapshot(
-                state="missing",
-                reason=f"There is no database at {place} yet.",
-                now_ns=now,
-            )
-        except (MemplanError, OSError) as error:
-            self.close()
-            hint = getattr(error, "hint", "")
-            text = f"{error}." + (f" Try: {hint}" if hint else "")
-            return Snapshot(state="broken", reason=text, now_ns=now)
+    def _failed(self, error: MemplanError | OSError) -> Snapshot:
+        states: dict[type[Exception], State] = {
+            StoreMissingError: "missing",
+            StoreVersionError: "newer",
+            StoreLockedError: "locked",
+        }
+        state = states.get(type(error), "broken")
+        if state != "locked":
+            self._close()
+        reason, hint = str(error), getattr(error, "hint", "")
+        reason = reason.replace(str(self._database), database_text(self._database))
+        if self._last is not None:
+            return replace(self._last, state=state, reason=reason, hint=hint, kept=True)
+        return Snapshot(state=state, reason=reason, hint=hint, now_ns=self._now_ns())
 
-    def _read(self, reader: Reader, now: int, selected: str | None) -> Snapshot:
-        runs = reader.runs(LISTED_RUNS)
+    def _read(self, reader: Reader, now: int, request: Request) -> Snapshot:
+        self._list(reader, now)
         last = reader.last_sample_ns()
-        chosen = next((run for run in runs if run.id == selected), runs[0] if runs else None)
-        detail = self._detail(reader, chosen) if chosen is not None else None
-        peaks = self._run_peaks(reader, runs)
+        self._follow_host(reader, last, request.window_ns)
+        chosen = self._choose(request.run_id, now, last)
+        detail = self._detail(reader, chosen, now, request) if chosen is not None else None
+        peaks = self._run_peaks(reader)
+        machine = machine_at(self._host, self._devices, at_ns=now, window_ns=request.window_ns)
+        beside = tuple(self._whole(reader, name) for name in request.beside)
+        plan = self._shown_plan(reader, detail, request.plan_id)
         return Snapshot(
             state="ok",
             now_ns=now,
             last_sample_ns=last,
-            machine=_machine(reader, last),
-            runs=runs,
+            machine=machine,
+            runs=self._runs,
             peaks=FrozenMap(peaks),
             detail=detail,
-        )
-
-    def _run_peaks(self, reader: Reader, runs: tuple[Run, ...]) -> dict[str, int]:
-        """Return each run's highest process memory; a few new ones are looked up per poll."""
-        if self._run_id is not None:
-            self._ended[self._run_id] = _highest(self._highest.values())
-        unknown = [run for run in runs if run.id not in self._ended and run.status != "running"]
-        for run in unknown[:LOOKED_UP]:
-            self._ended[run.id] = _highest(reader.peaks(run.id))
-        return {run.id: peak for run in runs if (peak := self._ended.get(run.id)) is not None}
-
-    def _detail(self, reader: Reader, run: Run) -> Detail:
-        plan = _plan(reader, run)
-        self._follow(reader, run)
-        phases, peaks = reader.phases(run.id), tuple(self._highest.values())
-        devices = reader.devices()
-        comparison = compare(plan, run, peaks=peaks, phases=phases, devices=devices)
-        uuids = {device.uuid: device.name for device in devices if device.uuid}
-        history = {_device(key, uuids): points for key, points in self._curves.items()}
-        now = {_device(key, uuids): value for key, value in self._last.items()}
-        return Detail(
-            run=run,
             plan=plan,
-            comparison=comparison,
-            phases=phases,
-            peaks=peaks,
-            now=FrozenMap(now),
-            history=FrozenMap({name: tuple(points) for name, points in history.items()}),
+            plans=self._plan_ids,
+            beside=tuple(found for found in beside if found is not None),
+            hosts=hosts_of(self._runs, peaks),
         )
 
-    def _follow(self, reader: Reader, run: Run) -> None:
-        """Read the run's samples from where the last poll ended."""
-        if run.id != self._run_id:
-            self._run_id, self._cursor = run.id, 0
-            self._curves, self._last, self._highest = {}, {}, {}
-        while True:
-            batch = reader.samples(run.id, after=self._cursor)
-            for sample in batch.samples:
-                self._keep(sample)
-            if batch.cursor == self._cursor:
-                return
-            self._cursor = batch.cursor
-
-    def _keep(self, sample: Sample) -> None:
-        entity, metric = sample.series.entity, sample.series.metric
-        known = self._highest.get(sample.series)
-        higher = known is None or sample.value > known.value
-        self._highest[sample.series] = Peak(
-            series=sample.series,
-            value=sample.value if known is None or higher else known.value,
-            t_ns=sample.t_ns if known is None or higher else known.t_ns,
-            count=1 if known is None else known.count + 1,
-        )
-        wanted = (entity == "tree" and metric == "rss_bytes") or (
-            entity.startswith("gpu:") and entity.endswith("/tree") and metric == "used_bytes"
-        )
-        if not wanted:
+    def _list(self, reader: Reader, now: int) -> None:
+        """Read the lists when they are due, and each run that goes on every time."""
+        due = self._listed_ns is None or not 0 <= now - self._listed_ns < LIST_NS
+        if due:
+            self._runs = reader.runs(LISTED_RUNS)
+            plans = reader.plans(20)
+            self._plans |= {plan.id: plan for plan in plans if plan.id is not None}
+            self._plan_ids = tuple(plan.id for plan in plans if plan.id is not None)
+            self._devices = reader.devices()
+            self._listed_ns = now
             return
-        curve = self._curves.setdefault(entity, [])
-        curve.append((sample.t_ns, sample.value))
-        self._last[entity] = sample.value
-        if len(curve) > KEPT_POINTS:
-            self._curves[entity] = downsample(curve, KEPT_POINTS)
+        if any(run.status == "running" for run in self._runs):
+            fresh = {r.id: reader.run(r.id) for r in self._runs if r.status == "running"}
+            self._runs = tuple(fresh.get(run.id, run) for run in self._runs)
 
-    def close(self) -> None:
-        """Give the reader back; the next poll opens it anew."""
+    def _choose(self, wanted: str | None, now: int, last: int | None) -> Run | None:
+        """Return the run to show: the one asked for, one that goes on, else by what is sampled."""
+        named = next((run for run in self._runs if run.id == wanted), None)
+        if named is not None or not self._runs:
+            return named
+        running = next((run for run in self._runs if run.status == "running"), None)
+        if running is not None:
+            return running
+        watched = last is not None and now - last < WATCHED_NS and self._host.series
+        return None if watched else self._runs[0]
+
+    def _run_peaks(self, reader: Reader) -> dict[str, int]:
+        """Return each run's highest process memory; a few new ones are looked up per poll."""
+        known = self._tracks.run_id
+        if known:
+            self._ended[known] = highest(self._tracks.peaks(2**62))
+        new = [run for run in self._runs if run.id not in self._ended and run.status != "running"]
+        for run in new[:LOOKED_UP]:
+            self._ended[run.id] = highest(reader.peaks(run.id))
+        return {run.id: p for run in self._runs if (p := self._ended.get(run.id)) is not None}
+
+    def _detail(self, reader: Reader, run: Run, now: int, request: Request) -> Detail:
+        if run.id != self._tracks.run_id:
+            self._tracks, self._cursor, self._settled = Tracks(run.id), 0, None
+        if self._settled != run.id:
+            self._cursor = _follow(reader, self._tracks, self._cursor)
+            _fill(reader, self._tracks, run)
+            self._phases = reader.phases(run.id)
+            self._settled = run.id if run.status != "running" else None
+        return detail_at(
+            run,
+            self._plan(reader, run.plan_id),
+            self._tracks,
+            self._phases,
+            self._devices,
+            at_ns=now if run.ended_ns is None else min(now, run.ended_ns),
+            window_ns=request.window_ns,
+        )
+
+    def _whole(self, reader: Reader, run_id: str) -> Detail | None:
+        """Return a run that is shown beside another one; what has ended is read once."""
+        run = next((run for run in self._runs if run.id == run_id), None)
+        if run is None or run_id in self._finished:
+            return self._finished.get(run_id)
+        tracks = Tracks(run_id)
+        _follow(reader, tracks, 0)
+        _fill(reader, tracks, run)
+        phases, plan = reader.phases(run_id), self._plan(reader, run.plan_id)
+        detail = detail_at(run, plan, tracks, phases, self._devices, at_ns=2**62, window_ns=None)
+        if run.status != "running":
+            self._finished[run_id] = detail
+        return detail
+
+    def _plan(self, reader: Reader, plan_id: str | None) -> Plan | None:
+        if plan_id is None:
+            return None
+        if plan_id not in self._plans:
+            with contextlib.suppress(NotStoredError):
+                self._plans[plan_id] = reader.plan(plan_id)
+        return self._plans.get(plan_id)
+
+    def _shown_plan(
+        self, reader: Reader, detail: Detail | None, plan_id: str | None
+    ) -> Plan | None:
+        if plan_id is not None:
+            return self._plan(reader, plan_id)
+        if detail is not None and detail.plan is not None:
+            return detail.plan
+        return self._plan(reader, self._plan_ids[0]) if self._plan_ids else None
+
+    def _follow_host(self, reader: Reader, last: int | None, window_ns: int | None) -> None:
+        """Read the machine's new samples; when the window grows, its older ones in buckets."""
+        if last is None:
+            return
+        since = last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS)
+        if self._host_first is not None and self._host_first <= since:
+            batch = reader.samples(None, after=self._host_cursor)
+        else:
+            span = reader.span_ns(None)
+            begin = max(since, span[0]) if span is not None else since
+            recent = max(last - RECENT_NS, begin)
+            self._host, self._host_first = Tracks(None), since
+            if begin < recent:
+                older = reader.curves(None, since_ns=begin, until_ns=recent, buckets=BUCKETS)
+                self._host.add_curves(older)
+            batch = reader.samples(None, since_ns=recent)
+        self._host.add(batch.samples)
+        self._host_cursor = max(batch.cursor, self._host_cursor)
+
+    def _close(self) -> None:
         if self._reader is not None:
             with contextlib.suppress(MemplanError):
                 self._reader.close()
         self._reader = None
+        self._forget()
+
+    def close(self) -> None:
+        """Give the reader back; the next poll opens it anew."""
+        with self._lock:
+            self._close()
 
 
-def _device(entity: str, uuids: dict[str, str]) -> str:
-    """Return the name of the device that a series of a run is about."""
-    if entity == "tree":
-        return "cpu"
-    uuid = entity.removeprefix("gpu:").removesuffix("/tree")
-    return uuids.get(uuid, "cuda:0")
+def _follow(reader: Reader, tracks: Tracks, cursor: int) -> int:
+    """Read a run's samples from where the last poll ended; return where this one did."""
+    while True:
+        batch = reader.samples(tracks.run_id, after=cursor)
+        tracks.add(batch.samples)
+        if batch.cursor == cursor:
+            return cursor
+        cursor = batch.cursor
 
 
-def _highest(peaks: Iterable[Peak]) -> int | None:
-    values = [p.value for p in peaks if p.series.entity == "tree" and p.series.metric in _PROCESS]
-    return max(values, default=None)
-
-
-def _plan(reader: Reader, run: Run) -> Plan | None:
-    if run.plan_id is None:
-        return None
-    with contextlib.suppress(NotStoredError):
-        return reader.plan(run.plan_id)
-    return None
-
-
-def _machine(reader: Reader, last: int | None) -> Machine:
-    """Return the machine as of the last samples of its own."""
-    if last is None:
-        return Machine()
-    batch = reader.samples(None, since_ns=last - _HOST_WINDOW_NS)
-    newest = {(s.series.entity, s.series.metric): s.value for s in batch.samples}
-    labels = {device.uuid: device.label for device in reader.devices()}
-    uuids = sorted({entity.removeprefix("gpu:") for entity, _ in newest if _is_gpu(entity)})
-    return Machine(
-        total_bytes=newest.get(("host", "total_bytes")),
-        available_bytes=newest.get(("host", "available_bytes")),
-        gpus=tuple(
-            Gpu(
-                uuid=uuid,
-                label=labels.get(uuid) or uuid,
-                total_bytes=newest.get((f"gpu:{uuid}", "total_bytes")),
-                used_bytes=newest.get((f"gpu:{uuid}", "used_bytes")),
-            )
-            for uuid in uuids
-        ),
-    )
-
-
-def _is_gpu(entity: str) -> bool:
-    return entity.startswith("gpu:") and "/" not in entity
+def _fill(reader: Reader, tracks: Tracks, run: Run) -> None:
+    """Read what is left of a run whose samples were rolled up; None of it when there are any."""
+    if tracks.series or tracks.run_id is None or run.ended_ns is None:
+        return
+    end = run.ended_ns + 1
+    found = reader.curves(tracks.run_id, since_ns=run.started_ns, until_ns=end, buckets=BUCKETS)
+    tracks.add_curves(found)

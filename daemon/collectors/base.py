@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from memplan_daemon.proc import Process
 
-__all__ = ["HOST", "Collector", "Reading", "Watch"]
+__all__ = [
+    "EVERYTHING",
+    "HOST",
+    "Collector",
+    "Event",
+    "Gap",
+    "GapState",
+    "Pace",
+    "Reading",
+    "Watch",
+]
+
+GapState = Literal["not-supported", "no-permission", "lost", "late", "failed"]
+"""Why there is no number."""
+
+Pace = Literal["medium", "slow", "rare"]
+"""What is not read in every tick: "medium" what changes slowly, "slow" what costs the target
+something, "rare" what costs a driver something."""
+
+EVERYTHING: frozenset[Pace] = frozenset(("medium", "slow", "rare"))
 
 
 class Reading(NamedTuple):
@@ -20,6 +39,32 @@ class Reading(NamedTuple):
     """"rss_bytes" ...: the unit is the last word."""
     value: int
     """Bytes, or a count."""
+
+
+class Gap(NamedTuple):
+    """A number that should be there and is not: no sample is stored, its state is shown."""
+
+    entity: str
+    """What it is about."""
+    metric: str
+    """Which number; "state" for all of the entity's."""
+    state: GapState
+    """Why."""
+
+
+class Event(NamedTuple):
+    """Something that happened once; stored as a `memplan.types.Event`."""
+
+    entity: str
+    """What it happened to."""
+    kind: str
+    """"gpu.xid", "gpu.ecc_double", "gpu.state", "host.oom_kill", "cgroup.oom_kill" ..."""
+    code: int
+    """The XID, the victim's process id ...; 0 where there is none. Stored as data["code"]."""
+    text: str
+    """One line for the log."""
+    t_ns: int | None = None
+    """When, wall clock; None = in this tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +80,10 @@ class Watch:
     tick: int = 0
     """Number of the tick: the same for all watches of one tick, so that a collector can read
     shared things once."""
+    due: frozenset[Pace] = EVERYTHING
+    """Which of the slower readings are due in this tick."""
+    quiet: bool = False
+    """True while the program asks not to be disturbed: nothing is read that could stall it."""
 
 
 HOST = Watch(run_id=None, pid=None)
@@ -44,6 +93,6 @@ HOST = Watch(run_id=None, pid=None)
 class Collector(Protocol):
     """Reads one kind of thing."""
 
-    def collect(self, watch: Watch) -> Iterable[Reading]:
+    def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
         """Return what can be read now; what is missing or denied is left out, never 0."""
         ...

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from memplan_daemon.collectors.base import Reading, Watch
+from memplan_daemon.collectors.base import Event, Reading, Watch
 from memplan_daemon.proc import ProcFolder, read_at
 
 __all__ = ["CgroupCollector"]
@@ -20,17 +20,27 @@ class _Files:
     limit: str
     current: str
     peak: str
+    events: str
 
 
-_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes")
-_V2 = _Files("memory.max", "memory.current", "memory.peak")
+_V1 = _Files(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.max_usage_in_bytes",
+    "memory.oom_control",
+)
+_V2 = _Files("memory.max", "memory.current", "memory.peak", "memory.events")
+
+_COUNTS = {"oom_kill": "oom_kill_count", "max": "limit_hit_count", "high": "throttled_count"}
+"""Line of the events file -> metric."""
 
 
 class CgroupCollector:
     """Reads the memory controller, version 2 or 1, of the group of a run's root process.
 
     The limit is the tightest of the group's and its parents'. The group may hold more than the
-    run: its numbers are the group's, not the tree's.
+    run: its numbers are the group's, not the tree's. A kill for want of memory inside the group is
+    an event.
     """
 
     def __init__(self, proc: ProcFolder, root: Path = Path("/sys/fs/cgroup")) -> None:
@@ -42,16 +52,18 @@ class CgroupCollector:
         """
         self._proc = proc
         self._root = root
+        self._kills: dict[str, tuple[int, int]] = {}
 
-    def collect(self, watch: Watch) -> Iterable[Reading]:
+    def collect(self, watch: Watch) -> Iterable[Reading | Event]:
         """Return the group's readings; nothing for the host, or without a memory controller."""
-        member = watch.members.get(watch.pid) if watch.pid is not None else None
-        if member is None or (data := member.read("cgroup")) is None:
+        if "medium" not in watch.due or not watch.members:
             return
-        place = _place(data)
+        member = watch.members.get(watch.pid or 0) or next(iter(watch.members.values()))
+        place = _place(member.read("cgroup") or b"")
         if place is None:
             return
         files, folder, base = self._find(*place)
+        yield from self._counts(watch, folder / files.events)
         values = {
             "limit_bytes": _tightest(folder, base, files.limit),
             "current_bytes": _number(folder / files.current),
@@ -61,6 +73,21 @@ class CgroupCollector:
             if value is not None:
                 yield Reading("cgroup", metric, value)
 
+    def _counts(self, watch: Watch, path: Path) -> Iterator[Reading | Event]:
+        counts = _pairs(read_at(str(path)) or b"")
+        for name, metric in _COUNTS.items():
+            if name in counts:
+                yield Reading("cgroup", metric, counts[name])
+        now, run_id = counts.get("oom_kill"), watch.run_id or ""
+        if now is None:
+            return
+        before, _ = self._kills.get(run_id, (now, 0))
+        live = {key: value for key, value in self._kills.items() if value[1] >= watch.tick - 1000}
+        self._kills = {**live, run_id: (now, watch.tick)}
+        if now > before:
+            text = f"{now - before} killed for want of memory in the control group {path.parent}"
+            yield Event("cgroup", "cgroup.oom_kill", 0, text)
+
     def _find(self, files: _Files, path: str) -> tuple[_Files, Path, Path]:
         """Return the group's folder and the controller's mount.
 
@@ -68,6 +95,8 @@ class CgroupCollector:
         then is the container's group.
         """
         base = self._root / "memory" if files is _V1 else self._root
+        if files is _V2 and (self._root / "unified").is_dir():  # beside version 1 controllers
+            base = self._root / "unified"
         relative = PurePosixPath(path).relative_to("/")
         folder = base / relative
         inside = ".." not in relative.parts and folder.is_dir()
@@ -92,6 +121,12 @@ def _place(data: bytes) -> tuple[_Files, str] | None:
 def _number(path: Path) -> int | None:
     data = read_at(str(path))
     return int(data) if data is not None and data.strip().isdigit() else None
+
+
+def _pairs(data: bytes) -> dict[str, int]:
+    """Return the "name 123" lines of an events file."""
+    words = (line.split() for line in data.decode("ascii", "replace").splitlines())
+    return {w[0]: int(w[1]) for w in words if len(w) == 2 and w[1].isdigit()}
 
 
 def _limits(folder: Path, base: Path, name: str) -> Iterator[int]:

@@ -5,55 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from memplan_daemon.clock import NS, Clock
-from memplan_daemon.collectors.base import Reading, Watch
-from memplan_daemon.proc import Process, kib_fields
+from memplan_daemon.clock import Clock
+from memplan_daemon.collectors.base import Gap, Reading, Watch
+from memplan_daemon.collectors.rollup import Budget, Rollups
+from memplan_daemon.proc import Process
 
 __all__ = ["ProcessCollector"]
 
 _STATUS = {
-    "rss_bytes": "VmRSS",
-    "rss_anon_bytes": "RssAnon",
-    "rss_file_bytes": "RssFile",
-    "rss_shmem_bytes": "RssShmem",
-    "swap_bytes": "VmSwap",
-    "hwm_bytes": "VmHWM",
+    "rss_bytes": b"\nVmRSS:",
+    "rss_anon_bytes": b"\nRssAnon:",
+    "rss_file_bytes": b"\nRssFile:",
+    "rss_shmem_bytes": b"\nRssShmem:",
+    "swap_bytes": b"\nVmSwap:",
+    "hwm_bytes": b"\nVmHWM:",
 }
 """Metric -> line of /proc/PID/status; reading them costs the target nothing."""
 
+_FAST = ("rss_bytes", "rss_anon_bytes")
+"""Of each process in every tick; the rest is summed in every tick, too, but kept for each process
+at the medium pace only: it changes slowly, and half of the store's work would be for it."""
+
 _SUMMED = ("rss_bytes", "rss_anon_bytes", "rss_file_bytes", "rss_shmem_bytes", "swap_bytes")
-_ROLLUP = ("pss_bytes", "uss_bytes")
 
 LARGEST = 64
 """Processes of a tree that get series of their own in a tick: the largest. All are summed."""
 
 PSS_INTERVAL_S = 5.0
-PSS_SLOWEST_NS = 20_000_000
-PSS_LARGEST_BYTES = 1024**3
-"""smaps_rollup holds the target's memory lock for about 13 ms per GiB: larger processes, and
-those whose last read was slower than 20 ms, are not asked again."""
+
+Values = dict[str, int]
 
 
 @dataclass(slots=True)
 class _State:
     """What is remembered about one run between ticks."""
 
+    rollups: Rollups
+    """PSS and USS."""
     tick: int = 0
     """The last tick in which the run was read; a run that was left out of one is forgotten."""
     hwm_bytes: int = 0
     """The tree's high-water mark so far."""
-    pss_due_ns: int = 0
-    """When smaps_rollup is read next, monotonic."""
-    too_slow: set[int] = field(default_factory=set)
-    """Processes whose smaps_rollup is not read any more."""
+    last: dict[str, Values] = field(default_factory=dict)
+    """Each process's last values, by label: they become its final row."""
 
 
 class ProcessCollector:
     """Reads every member of a tree, and adds them up under "tree".
 
     Per process: RSS and its three kinds, swap, the kernel's high-water mark (VmHWM); PSS and USS
-    every PSS_INTERVAL_S where that is allowed and cheap. A process that runs in its parent's
-    memory, as between vfork and exec, is that memory seen twice and is left out.
+    where that is allowed and within its budget. A process that runs in its parent's memory, as
+    between vfork and exec, is that memory seen twice and is left out. One that ended has its last
+    RSS and mark stored once more, as final_rss_bytes and final_hwm_bytes.
 
     tree.rss_bytes is the plain sum: pages that processes share are counted in each, so it is an
     upper bound for forked workers (tree.pss_bytes counts them once, and is left out unless every
@@ -63,25 +66,42 @@ class ProcessCollector:
     marks need not fall on the same moment.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        """Remember the clock that paces the slow readings."""
+    def __init__(self, clock: Clock, pss_interval_s: float = PSS_INTERVAL_S) -> None:
+        """Set up.
+
+        Args:
+            clock: paces the slow readings.
+            pss_interval_s: seconds between two readings of a process's PSS.
+        """
         self._clock = clock
+        self._pss_interval_s = pss_interval_s
+        self._budget = Budget(clock)
         self._states: dict[str, _State] = {}
 
-    def collect(self, watch: Watch) -> Iterable[Reading]:
+    def collect(self, watch: Watch) -> Iterable[Reading | Gap]:
         """Return the readings of a run's processes; nothing for the host."""
         if watch.run_id is None:
             return
         state = self._state(watch.run_id, watch.tick)
         found = _read_members(watch.members)
+        yield from _ended(state, {watch.members[pid].label: found[pid] for pid in found})
         if not found:
             return
-        self._add_rollup(state, watch.members, found)
+        slow = {} if watch.quiet else self._rollups(state, watch.members, found)
         largest = sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST]
         for pid in sorted(largest):
+            entity = f"process:{watch.members[pid].label}"
             for metric, value in found[pid].items():
-                yield Reading(f"process:{pid}", metric, value)
+                if metric in _FAST or "medium" in watch.due:
+                    yield Reading(entity, metric, value)
+            for metric, value in slow.get(pid, {}).items():
+                yield Reading(entity, metric, value)
+        for pid in state.rollups.denied if not watch.quiet else ():
+            yield Gap(f"process:{watch.members[pid].label}", "pss_bytes", "no-permission")
         yield from _tree(state, found)
+        if slow:
+            for metric, value in state.rollups.total(watch.members, found).items():
+                yield Reading("tree", metric, value)
 
     def tree_hwm(self, run_id: str) -> int:
         """Return the high-water mark of a run's tree so far, in bytes; 0 before any reading."""
@@ -91,36 +111,41 @@ class ProcessCollector:
         gone = [key for key, state in self._states.items() if state.tick < tick - 1]
         for key in gone:
             del self._states[key]
-        state = self._states.setdefault(run_id, _State())
-        state.tick = tick
-        return state
+        if run_id not in self._states:
+            rollups = Rollups(self._clock, self._budget, self._pss_interval_s)
+            self._states[run_id] = _State(rollups)
+        self._states[run_id].tick = tick
+        return self._states[run_id]
 
-    def _add_rollup(
-        self, state: _State, members: Mapping[int, Process], found: dict[int, dict[str, int]]
-    ) -> None:
-        if self._clock.monotonic_ns() < state.pss_due_ns:
-            return
-        for pid, values in found.items():
-            if pid in state.too_slow or values.get("rss_bytes", 0) > PSS_LARGEST_BYTES:
-                continue
-            begin = self._clock.monotonic_ns()
-            values.update(_rollup(members[pid]))
-            if self._clock.monotonic_ns() - begin > PSS_SLOWEST_NS:
-                state.too_slow.add(pid)
-        state.too_slow &= members.keys()
-        state.pss_due_ns = self._clock.monotonic_ns() + round(PSS_INTERVAL_S * NS)
+    @staticmethod
+    def _rollups(
+        state: _State, members: Mapping[int, Process], found: Mapping[int, Values]
+    ) -> dict[int, Values]:
+        rss = {pid: values["rss_bytes"] for pid, values in found.items()}
+        return state.rollups.read(members, rss)
 
 
-def _read_members(members: Mapping[int, Process]) -> dict[int, dict[str, int]]:
+def _ended(state: _State, now: dict[str, Values]) -> Iterator[Reading]:
+    """Yield the final row of every process that was there in the last tick and is not now."""
+    for label in state.last.keys() - now.keys():
+        for metric in ("rss_bytes", "hwm_bytes"):
+            if metric in state.last[label]:
+                yield Reading(f"process:{label}", f"final_{metric}", state.last[label][metric])
+    state.last = now
+
+
+def _read_members(members: Mapping[int, Process]) -> dict[int, Values]:
     """Return the status readings by process, less those that live in their parent's memory."""
-    found: dict[int, dict[str, int]] = {}
+    found: dict[int, Values] = {}
     parents: dict[int, int] = {}
     for pid, member in members.items():
-        data = member.read("status")
+        data = member.status()
         if data is None:
             continue
-        fields = kib_fields(data)
-        values = {metric: fields[key] for metric, key in _STATUS.items() if key in fields}
+        values = {}
+        for metric, key in _STATUS.items():
+            if (value := _kib(data, key)) is not None:
+                values[metric] = value
         if "rss_bytes" in values:
             found[pid] = values
             parents[pid] = _parent(data)
@@ -130,35 +155,30 @@ def _read_members(members: Mapping[int, Process]) -> dict[int, dict[str, int]]:
     return found
 
 
+def _kib(status: bytes, key: bytes) -> int | None:
+    """Return one "Name:  123 kB" line in bytes: the whole file as a table costs five times more."""
+    at = status.find(key)
+    if at < 0:
+        return None
+    at += len(key)
+    try:
+        return int(status[at : status.index(b"kB", at)]) * 1024
+    except ValueError:
+        return None
+
+
 def _parent(status: bytes) -> int:
     _, _, rest = status.partition(b"\nPPid:")
     words = rest.split(None, 1)
     return int(words[0]) if words and words[0].isdigit() else 0
 
 
-def _rollup(member: Process) -> dict[str, int]:
-    data = member.read("smaps_rollup")
-    if not data:
-        return {}
-    fields = kib_fields(data)
-    if "Pss" not in fields:
-        return {}
-    private = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
-    return {
-        "pss_bytes": fields["Pss"],
-        "uss_bytes": sum(fields.get(name, 0) for name in private),
-    }
-
-
-def _tree(state: _State, found: Mapping[int, Mapping[str, int]]) -> Iterator[Reading]:
+def _tree(state: _State, found: Mapping[int, Values]) -> Iterator[Reading]:
     processes = found.values()
     for metric in _SUMMED:
         values = [process[metric] for process in processes if metric in process]
         if values:
             yield Reading("tree", metric, sum(values))
-    for metric in _ROLLUP:
-        if all(metric in process for process in processes):
-            yield Reading("tree", metric, sum(process[metric] for process in processes))
     total = sum(process["rss_bytes"] for process in processes)
     marks = (process.get("hwm_bytes", 0) for process in processes)
     state.hwm_bytes = max(state.hwm_bytes, total, *marks)

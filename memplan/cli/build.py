@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,12 +53,18 @@ _WORK = (
     "reserve",
     "host_bandwidth",
     "disk_bandwidth",
+    *("offload_optimizer", "offload_params"),
     *("nodes", "strategy", "tp", "pp", "dp", "ep", "cp"),
 )
 
 
 def build_plan(
-    options: dict[str, Any], *, exact_modules: bool = False, beside: Sequence[str] = ()
+    options: Mapping[str, Any],
+    *,
+    exact_modules: bool = False,
+    load: Callable[..., ModelSpec] | None = None,
+    beside: Sequence[str] = (),
+    changes: bool = True,
 ) -> Plan:
     """Return the plan that a command line asks for.
 
@@ -66,6 +72,8 @@ def build_plan(
         options: the values of `plan_options` by name.
         exact_modules: build the model where a file's names might not be those of its modules.
         beside: who else is asked: "accelerate", "optimum".
+        load: `memplan.models.load.load_model`, or what remembers its answers.
+        changes: look for single changes that make it fit.
     """
     import time
 
@@ -79,7 +87,7 @@ def build_plan(
 
     work = {name: options[name] or None if name == "pin" else options[name] for name in _WORK}
     _check_parallel(options)
-    spec = load_model(
+    spec = (load or load_model)(
         options["model"],
         dtype=weight_dtype(work),
         options=work,
@@ -97,8 +105,10 @@ def build_plan(
     workload = complete({**work, "device": options["device"] or None}, spec)
     sizes = {device.name: device.capacity_bytes for device in hardware.devices}
     count = max(sum(device.kind == "gpu" for device in hardware.devices), 1)
-    if workload.task == "train" and count > 1 and workload.strategy is None:
-        workload = replace(workload, strategy="fsdp2", assumed=(*workload.assumed, "strategy"))
+    moved = workload.offload_optimizer or workload.offload_params
+    if workload.task == "train" and (count > 1 or moved) and workload.strategy is None:
+        kind = "zero3" if moved else "fsdp2"
+        workload = replace(workload, strategy=kind, assumed=(*workload.assumed, "strategy"))
     workload = replace(
         workload,
         device=hardware.names,
@@ -127,6 +137,7 @@ def build_plan(
             folder=_folder(options),
         ),
         quants=_quants(options, work),
+        changes=changes,
     )
     return _with_others(plan, spec, hardware.devices, beside)
 
@@ -156,7 +167,7 @@ _MILDER = ("int8", "nf4")
 """What is tried where an unquantized model does not fit, the mildest first."""
 
 
-def _quants(options: dict[str, Any], work: dict[str, Any]) -> dict[str, Callable[[], ModelSpec]]:
+def _quants(options: Mapping[str, Any], work: dict[str, Any]) -> dict[str, Callable[[], ModelSpec]]:
     """Return what makes the model anew in other quantizations that its runtime has."""
     from memplan.footprint.defaults import weight_dtype
     from memplan.models.load import load_model
@@ -200,23 +211,27 @@ def build_job(options: dict[str, Any]) -> Job:
     )
 
 
-_PARALLEL = ("nodes", "strategy", "tp", "pp", "dp", "ep", "cp")
+_TRAIN_PARALLEL = ("nodes", "strategy", "pp", "dp", "ep", "cp")
 
 
-def _check_parallel(options: dict[str, Any]) -> None:
+def _check_parallel(options: Mapping[str, Any]) -> None:
+    """Refuse what only trainings have: an engine that answers is planned with --tp alone."""
     if options["task"] == "train":
         return
-    for name in _PARALLEL:
+    for name in _TRAIN_PARALLEL:
         if options[name] is not None:
             raise UsageError(
-                f"--{name} is planned for training alone so far", hint="add --task train"
+                f"--{name} is planned for training alone so far",
+                hint="add --task train, or plan an engine's tensor parallelism with --tp",
             )
 
 
-def _devices(options: dict[str, Any]) -> tuple[str, ...]:
+def _devices(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return one name for each GPU: --gpus repeats the only --device."""
     names: tuple[str, ...] = tuple(options["device"])
     count: int | None = options["gpus"]
+    if count is None and options["task"] != "train" and len(names) == 1:
+        count = options["tp"]
     if count is None:
         return names
     if count > MOST_GPUS:
@@ -236,7 +251,7 @@ MOST_GPUS = 4096
 """How many GPUs a plan lists at most."""
 
 
-def _folder(options: dict[str, Any]) -> str | None:
+def _folder(options: Mapping[str, Any]) -> str | None:
     """Return the folder whose Python code may be run, or None."""
     path = Path(options["model"])
     if not options["trust_remote_code"] or not path.exists():
@@ -244,7 +259,7 @@ def _folder(options: dict[str, Any]) -> str | None:
     return str(path if path.is_dir() else path.parent)
 
 
-def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
+def _draft(options: Mapping[str, Any], engine: str) -> ModelSpec | None:
     """Return the draft model that an option names, as the target's engine loads it."""
     from memplan.footprint.draft import MTP
     from memplan.models.load import load_model
@@ -260,6 +275,6 @@ def _draft(options: dict[str, Any], engine: str) -> ModelSpec | None:
     )
 
 
-def _assumed_hardware(options: dict[str, Any]) -> tuple[str, ...]:
+def _assumed_hardware(options: Mapping[str, Any]) -> tuple[str, ...]:
     names = ("host_memory", "disk", "reserve")
     return tuple(name for name in names if options[name] is None)

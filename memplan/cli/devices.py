@@ -13,6 +13,7 @@ import click
 from memplan.cli.options import chosen_unit, unit_option
 
 if TYPE_CHECKING:
+    from memplan.devices.measure import Speed
     from memplan.devices.table import KnownDevice
     from memplan.types import Device
 
@@ -25,9 +26,14 @@ _SOURCE_WIDTH = 40
 @click.command("devices")
 @click.argument("text", required=False)
 @click.option("--overhead", is_flag=True, help="What a process takes beside tensors, by GPU.")
+@click.option(
+    "--measure", is_flag=True, help="Measure memory, disk (1 GiB is written here) and GPU copies."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
 @unit_option
-def devices(*, text: str | None, overhead: bool, as_json: bool, unit: str | None) -> None:
+def devices(
+    *, text: str | None, overhead: bool, measure: bool, as_json: bool, unit: str | None
+) -> None:
     """List what a plan can use: this machine's GPUs, host memory and disk; then known products.
 
     With TEXT only the products whose name, maker or kind has it. Each name goes with --device.
@@ -37,11 +43,19 @@ def devices(*, text: str | None, overhead: bool, as_json: bool, unit: str | None
     memplan devices 4090
     memplan devices unified --json
     memplan devices --overhead
+    memplan devices --measure
+
+    --measure takes some seconds. What it finds is kept with its date, and plans for this machine
+    use it: their speeds then say "measured here".
     """
     from memplan.devices.detect import detect_disk, detect_gpus, detect_host
+    from memplan.devices.measure import known_speeds
     from memplan.devices.table import closest, known, matching
     from memplan.errors import DeviceError
 
+    if measure:
+        _measure(as_json=as_json)
+        return
     if overhead and not as_json:
         click.echo("\n".join(_overhead_table()))
         return
@@ -58,17 +72,52 @@ def devices(*, text: str | None, overhead: bool, as_json: bool, unit: str | None
         click.echo(_document(found, products))
         return
     _print_found(found, chosen_unit(unit))
+    if speeds := known_speeds():
+        click.echo("\n" + "\n".join(_speed_table(speeds)))
     click.echo("\nknown, for --device:")
     click.echo("\n".join(_known_table(products, chosen_unit(unit))))
 
 
+def _measure(*, as_json: bool) -> None:
+    from memplan.devices.measure import measure_speeds
+    from memplan.serialize import to_dict
+
+    found = measure_speeds(Path.cwd())
+    if as_json:
+        document = {"schema": "memplan.speeds/1", "speeds": [to_dict(speed) for speed in found]}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    click.echo("\n".join(_speed_table(found)))
+    if not any(speed.name.startswith("cuda") for speed in found):
+        click.echo("no copies to a GPU: torch shows none here", err=True)
+
+
+def _speed_table(found: Sequence[Speed]) -> list[str]:
+    from memplan.report import table
+
+    rows = [["measured", "GB/s", "from .. to", "on", "how"]]
+    rows += [
+        [
+            speed.name,
+            f"{speed.bandwidth / 10**9:.2f}",
+            f"{speed.low / 10**9:.2f} .. {speed.high / 10**9:.2f}",
+            speed.date,
+            speed.how,
+        ]
+        for speed in found
+    ]
+    return table(rows, "lrrll", "")
+
+
 def _document(found: Sequence[Device], products: Sequence[KnownDevice]) -> str:
+    from memplan.devices.measure import known_speeds
     from memplan.devices.overhead import overhead_rows, table_version
     from memplan.serialize import to_dict
 
     document = {
         "schema": "memplan.devices/1",
         "devices": [to_dict(device) for device in found],
+        "speeds": [to_dict(speed) for speed in known_speeds()],
         "known": [
             {**to_dict(product), "capacity_bytes": product.capacity_bytes} for product in products
         ],

@@ -109,6 +109,13 @@ def device_map(*, as_json: bool, **options: Any) -> int:
 
     result = build_plan(options, exact_modules=True)
     click.echo(json.dumps(native_map(result.placement.device_map), indent=2))
+    if result.placement.host_lookup:
+        names = ", ".join(result.placement.host_lookup)
+        click.echo(
+            f"note: this map needs a loader that looks tokens up on the host ({names}): "
+            "memplan emit PLAN --to accelerate writes it; alone, accelerate streams the table",
+            err=True,
+        )
     if not result.verdict.fits:
         style.echo(style.red("does not fit: ", err=True) + result.verdict.reason, err=True)
     return 0 if result.verdict.fits else EXIT_FINDING

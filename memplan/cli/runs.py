@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,16 +78,27 @@ def _row(run: Run, peak: int | None, unit: str) -> list[str]:
 
 @click.command("show")
 @click.argument("run")
+@click.option("--chart", is_flag=True, help="Draw each device's memory over time.")
+@click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unit_option
-def show(*, run: str, as_json: bool, unit: str | None) -> None:
+def show(*, run: str, chart: bool, ascii_only: bool, as_json: bool, unit: str | None) -> None:
     """Show one run: how it ended, its phases with their counters, the peak of each series.
 
     RUN is an id, a unique beginning of one, or "last".
+
+    \b
+    memplan show last
+    memplan show last --chart
     """
     with _reader() as reader:
         found = reader.run(run)
         phases, peaks = reader.phases(found.id), reader.peaks(found.id)
+        if chart:
+            from memplan.cli.curves import chart_text
+
+            click.echo(chart_text(reader, found, chosen_unit(unit), ascii_only=ascii_only))
+            return
     if as_json:
         from memplan.serialize import to_dict
 
@@ -147,31 +157,28 @@ def _comparison(run: str, plan_key: str | None) -> tuple[Comparison, Plan | None
 
 @click.command("export")
 @click.argument("run")
-@click.option("--format", "kind", type=click.Choice(["csv", "json"]), default="csv")
-def export(*, run: str, kind: str) -> None:
-    """Write every sample of one run to standard output: CSV, or one JSON object a line.
+@click.option("--format", "kind", type=click.Choice(["csv", "json", "parquet"]), default="csv")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: standard output.")
+@click.option("--buckets", type=click.IntRange(1, 100_000), help="Curves of N buckets instead.")
+def export(*, run: str, kind: str, output: Path | None, buckets: int | None) -> None:
+    """Write every sample of one run: CSV, one JSON object a line, or Parquet.
 
     RUN is an id, a unique beginning of one, or "last". Times are nanoseconds since the epoch,
-    sizes bytes.
+    sizes bytes. Samples older than two days are rolled up; --buckets writes lowest, highest, mean
+    and last of each stretch, whatever is left.
 
     \b
     memplan export last > run.csv
+    memplan export last --format parquet -o run.parquet
     """
+    from memplan.cli.export import CURVE_COLUMNS, SAMPLE_COLUMNS, curve_rows, sample_rows, write
+
     with _reader() as reader:
         found = reader.run(run)
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        if kind == "csv":
-            writer.writerow(["t_ns", "entity", "metric", "value"])
-        cursor = 0
-        while True:
-            batch = reader.samples(found.id, after=cursor)
-            for sample in batch.samples:
-                row = [sample.t_ns, sample.series.entity, sample.series.metric, sample.value]
-                if kind == "csv":
-                    writer.writerow(row)
-                else:
-                    keys = ("t_ns", "entity", "metric", "value")
-                    click.echo(json.dumps(dict(zip(keys, row, strict=True))))
-            if batch.cursor == cursor:
-                return
-            cursor = batch.cursor
+        if buckets is not None:
+            write(curve_rows(reader, found, buckets), CURVE_COLUMNS, kind, output)
+            return
+        count = write(sample_rows(reader, found.id), SAMPLE_COLUMNS, kind, output)
+        missing = sum(peak.count for peak in reader.peaks(found.id)) - count
+    if missing > 0:
+        click.echo(f"note: {missing} older samples were rolled up; see --buckets", err=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memplan.devices.detect import detect_disk, detect_gpus, detect_host
+from memplan.devices.measure import known_speed
 from memplan.devices.table import closest, find
 from memplan.errors import DeviceError, UnitError
 from memplan.types import Device
@@ -56,7 +57,7 @@ def parse_hardware(
     """
     wanted = tuple(names) or (LOCAL,)
     gpus = _gpus(wanted)
-    host = replace(_host(wanted, host_memory), bandwidth=host_bandwidth)
+    host = _rated_host(_host(wanted, host_memory), gpus, host_bandwidth)
     if not gpus:
         host = replace(host, reserve_bytes=reserve)
     devices = [replace(gpu, reserve_bytes=reserve) for gpu in gpus]
@@ -72,8 +73,34 @@ def parse_hardware(
         else Device(name="disk", kind="disk", capacity_bytes=disk, source="given")
     )
     if store.capacity_bytes:
-        devices.append(replace(store, bandwidth=disk_bandwidth))
+        devices.append(_rated_disk(store, disk_bandwidth))
     return Hardware(devices=tuple(devices), names=wanted)
+
+
+def _rated_host(host: Device, gpus: Sequence[Device], stated: int | None) -> Device:
+    """Return the host with its rates: stated, or measured here where it is this machine's.
+
+    Copies were measured to a GPU of this machine: they say nothing about one that is only named.
+    """
+    if stated is not None or host.source in ("given", "shared with the GPU"):
+        return replace(host, bandwidth=stated)
+    own = known_speed("ram")
+    local = [gpu for gpu in gpus if gpu.uuid]
+    copies = known_speed("cuda:0", local[0].uuid or "") if local else None
+    return replace(
+        host,
+        bandwidth=copies.bandwidth if copies else None,
+        memory_bandwidth=own.bandwidth if own else None,
+        measured=max((speed.date for speed in (own, copies) if speed is not None), default=""),
+    )
+
+
+def _rated_disk(store: Device, stated: int | None) -> Device:
+    """Return the disk with its rate: stated, or measured here where it is this folder's."""
+    speed = known_speed("disk", str(Path.cwd())) if store.source == "free space" else None
+    if stated is not None or speed is None:
+        return replace(store, bandwidth=stated)
+    return replace(store, bandwidth=speed.bandwidth, measured=speed.date)
 
 
 def _host(names: Sequence[str], size: int | None) -> Device:

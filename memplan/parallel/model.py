@@ -26,7 +26,10 @@ __all__ = [
     "in_flight",
     "layout_of",
     "pieces",
+    "resized",
     "stage_layers",
+    "style_of",
+    "tensor_part",
     "unit_of",
 ]
 
@@ -150,7 +153,9 @@ def layout_of(parameters: Sequence[Tensor], pp: int, options: ShardOptions) -> L
         unit = units[name]
         early = unit is None and (_after_layers(name) or name in tied)
         names = (name, owner.name) if owner else (name,)
-        found[where[name]].append(Placed(whole, unit, _style(name, options.tp_plan), early, names))
+        found[where[name]].append(
+            Placed(whole, unit, style_of(name, options.tp_plan), early, names)
+        )
     return Layout(tuple(map(tuple, found)), counts, experts)
 
 
@@ -182,7 +187,11 @@ def _after_layers(name: str) -> bool:
     return "head" in last or "output" in last or last.endswith(("norm", "ln_f", "norm_f"))
 
 
-def _style(name: str, plan: Mapping[str, str] | None) -> str:
+def style_of(name: str, plan: Mapping[str, str] | None) -> str:
+    """Return how tensor parallelism divides a parameter: by a plan, None = by its name; "" = not.
+
+    A plan's keys have "*" for numbers.
+    """
     module = name.removesuffix(".weight").removesuffix(".bias")
     if plan is None:
         found = [key for key in DEFAULT_PLAN if ("." + module).endswith("." + key)]
@@ -193,7 +202,7 @@ def _style(name: str, plan: Mapping[str, str] | None) -> str:
     return ""
 
 
-def _tensor_part(tensor: Tensor, parts: int, position: int, style: str) -> Tensor:
+def tensor_part(tensor: Tensor, parts: int, position: int, style: str) -> Tensor:
     """Return one rank's part of a tensor.
 
     colwise: the rows of a linear layer's weight (its output features) and its bias; rowwise: its
@@ -214,10 +223,10 @@ def _tensor_part(tensor: Tensor, parts: int, position: int, style: str) -> Tenso
         return tensor
     packed = 2 if style.startswith("packed") and shape[axis] % 2 == 0 and not bias else 1
     own = packed * chunk(shape[axis] // packed, parts, position)
-    return _resized(tensor, (*shape[:axis], own, *shape[axis + 1 :]))
+    return resized(tensor, (*shape[:axis], own, *shape[axis + 1 :]))
 
 
-def _resized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def resized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor of another shape, its bytes in proportion."""
     part = replace(tensor, shape=shape)
     whole = elements(tensor)
@@ -233,7 +242,7 @@ def _expert_part(tensor: Tensor, parts: int, position: int, count: int) -> Tenso
         return tensor if int(match[1]) // step == position else None
     if not tensor.shape:
         return tensor
-    return _resized(tensor, (chunk(tensor.shape[0], parts, position), *tensor.shape[1:]))
+    return resized(tensor, (chunk(tensor.shape[0], parts, position), *tensor.shape[1:]))
 
 
 def pieces(
@@ -264,9 +273,9 @@ def _piece(
     among = place.dp * grid.cp + place.cp
     expert = grid.ep > 1 and _STACKED.search(tensor.name) is not None
     if not expert:
-        part, group = _tensor_part(tensor, grid.tp, place.tp, style), grid.sharers
+        part, group = tensor_part(tensor, grid.tp, place.tp, style), grid.sharers
     elif options.expert_tensor_parallel:
-        part = _tensor_part(tensor, grid.tp, place.tp, style)
+        part = tensor_part(tensor, grid.tp, place.tp, style)
         group = grid.sharers // grid.ep
     else:
         part, group = tensor, grid.sharers * grid.tp // grid.ep

@@ -8,10 +8,10 @@ from typing import Any
 
 from memplan.errors import MemplanError
 from memplan.footprint.tower import image_tokens
-from memplan.types import Change, Device, ModelSpec, Plan, Workload
+from memplan.types import Change, Device, ModelSpec, Placement, Plan, Workload
 from memplan.units import GIB, format_bytes
 
-__all__ = ["changes", "sensitivity"]
+__all__ = ["find_changes", "sensitivity"]
 
 Replan = Callable[..., Plan]
 """(workload, on=devices, model=spec) -> Plan."""
@@ -20,7 +20,7 @@ Quants = Mapping[str, Callable[[], ModelSpec]]
 """Quantization's name -> the model in it."""
 
 
-def changes(
+def find_changes(
     spec: ModelSpec,
     plan: Plan,
     devices: Sequence[Device],
@@ -154,33 +154,20 @@ def _least(now: int, fits: Callable[[int], bool]) -> int | None:
     return -(-hundredths * GIB // 100)
 
 
-def sensitivity(plan: Plan, devices: Sequence[Device], quick: Replan) -> tuple[str, ...]:
-    """Return what more memory on the first computing device would change, in words.
+def sensitivity(placement: Placement, short_bytes: int, gpus: Sequence[Device]) -> tuple[str, ...]:
+    """Return what more memory on the first GPU would change, in words.
 
-    Closed for one GPU, by trial for several.
+    Args:
+        placement: of a plan that fits.
+        short_bytes: what the first GPU lacks to hold all of its share.
+        gpus: devices that compute.
     """
-    if not plan.verdict.fits or not plan.placement.offloaded_bytes or plan.workload.pin:
+    if not placement.offloaded_bytes or not gpus or not short_bytes:
         return ()
-    gpus = [device for device in devices if device.kind == "gpu"]
-    if not gpus:
-        return ()
-    main = gpus[0]
-    if plan.placement.host_lookup:
-        text = "holds the embedding on the GPU, too"
-    else:
-        text = "removes all streaming" if plan.placement.engine == "stream" else "needs no offload"
-    if len(gpus) == 1:
-        total = plan.footprint.total_bytes + main.reserve_bytes
-        short = total - main.capacity_bytes
-        found = [f"+{format_bytes(short)} on {main.name} {text}"] if short > 0 else []
-        return tuple(found)
-
-    def extra(size: int) -> Plan:
-        more = replace(main, capacity_bytes=main.capacity_bytes + size)
-        return quick(plan.workload, on=(more, *[x for x in devices if x is not main]))
-
-    size = _least(0, lambda size: not extra(size).placement.streamed_bytes_per_token)
-    return () if size is None else (f"+{format_bytes(size)} on {main.name} {text}",)
+    text = "removes all streaming" if placement.engine == "stream" else "needs no offload"
+    if placement.host_lookup:
+        text = "holds the embedding, too"
+    return (f"+{format_bytes(short_bytes)} on {gpus[0].name} {text}",)
 
 
 def _largest(

@@ -11,7 +11,7 @@ from memplan.placement.engines import profile_of
 from memplan.placement.fills import filled
 from memplan.placement.loads import Assignment, budget, buffer_line, spill
 from memplan.placement.pins import pinned
-from memplan.placement.several import Block, Spread, blocks_of, spread
+from memplan.placement.several import Block, Spread, blocks_of, missing_bytes, spread
 from memplan.placement.solve import Fill
 from memplan.placement.units import Unit
 from memplan.placement.words import policy_one, policy_several
@@ -128,6 +128,7 @@ def _one(work: _Work, main: Device) -> Assignment:
         reused=spilled.reused,
         hosted=fill.hosted,
         settings=fill.settings,
+        short_bytes=max(0, -budget(main, work.footprint.lines, high=False)),
         policy=policy_one(main, work.units, fill, spilled.held, work.engine),
     )
 
@@ -142,9 +143,12 @@ def _filled(work: _Work, main: Device, fixed: Sequence[Line]) -> Fill:
     if False not in wishes.values():
         if sum(unit.weight_bytes for unit in work.units) <= room:
             return everything
-        if work.lookups and (fill := by_lookup(work.units, tight, wishes)):
+        if work.lookups and (fill := by_lookup(work.units, room, wishes)):
             return fill
-    return filled(work.engine, work.units, tight, wishes) or _nothing(work, wishes)
+    for size in (tight, room):
+        if (fill := filled(work.engine, work.units, size, wishes)) and _in_use(fill, work):
+            return fill
+    return _nothing(work, wishes)
 
 
 def by_lookup(units: Sequence[Unit], budget_bytes: int, pins: Mapping[int, bool]) -> Fill | None:
@@ -160,11 +164,21 @@ def by_lookup(units: Sequence[Unit], budget_bytes: int, pins: Mapping[int, bool]
     return Fill(frozenset(unit.position for unit in rest), 0, tables)
 
 
+def _in_use(fill: Fill, work: _Work) -> bool:
+    """Say whether a device holds anything: accelerate leaves one that does not unused."""
+    return any(u.weight_bytes and u.position in fill.resident for u in work.units)
+
+
 def _nothing(work: _Work, pins: Mapping[int, bool]) -> Fill:
-    """Return the fill that keeps only what is pinned: tried last, fitting or not."""
-    stay = frozenset(p for p, here in pins.items() if here)
+    """Return the fill that keeps what is pinned and the smallest piece: tried last, fitting or not.
+
+    Something has to stay, or the hooks would run everything on the host.
+    """
+    stay = {p for p, here in pins.items() if here}
+    movable = (u for u in work.units if u.weight_bytes and u.position not in pins)
+    stay |= {u.position for u in sorted(movable, key=lambda u: u.weight_bytes)[:1]}
     away = [unit for unit in work.units if unit.position not in stay]
-    return Fill(stay, work.engine.buffer_bytes(away))
+    return Fill(frozenset(stay), work.engine.buffer_bytes(away))
 
 
 def weights_line(whole: Line, units: Sequence[Unit]) -> Line:
@@ -228,6 +242,7 @@ class _Several:
             offloaded=spilled.held,
             reused=spilled.reused,
             hosted=found.fill.hosted,
+            short_bytes=missing_bytes(self._blocks, self._budgets(high=False)) if away else 0,
             policy=policy_several(self._gpus, work.units, found, spilled.held, work.engine),
         )
 

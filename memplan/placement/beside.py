@@ -23,15 +23,15 @@ def room_for_weights(plan: Plan) -> dict[str, int]:
     """Return what each device offers for weights and the reload buffer, in bytes.
 
     Capacity less reserve, cache, activations, buffers and context, by upper ends of their bands
-    where the plan itself streams, else by best estimates.
+    where the plan stays within them, else by best estimates.
     """
-    tight = bool(plan.placement.offloaded_bytes)
-    return {x.name: _room(x, tight=tight) for x in plan.devices if x.kind != "disk"}
+    return {x.name: _room(x) for x in plan.devices if x.kind != "disk"}
 
 
-def _room(ledger: Ledger, *, tight: bool) -> int:
+def _room(ledger: Ledger) -> int:
     moves = sum(ledger.items.get(name, 0) for name in _MOVES)
-    total = ledger.high_bytes if tight else ledger.total_bytes
+    within = ledger.high_bytes + ledger.reserve_bytes <= ledger.capacity_bytes
+    total = ledger.high_bytes if within else ledger.total_bytes
     return ledger.capacity_bytes - ledger.reserve_bytes - (total - moves)
 
 
@@ -146,7 +146,12 @@ def _spread(
         room[ledger.name] + sum(ledger.items.get(name, 0) for name in moving) for ledger in books
     ]
     loads = [block.cache_bytes for block in blocks]
-    return exact_spread([block.units for block in blocks], loads, budgets, engine=engine)
+    pieces = [block.units for block in blocks]
+    found = (
+        exact_spread(pieces, loads, budgets[main:], engine=engine) for main in range(len(budgets))
+    )
+    best = [one for one in found if one is not None]
+    return max(best, key=lambda one: one.gain_bytes, default=None)
 
 
 def _optimum_row(found: Exact, plan: Plan, units: Sequence[Unit]) -> Beside:
@@ -156,5 +161,5 @@ def _optimum_row(found: Exact, plan: Plan, units: Sequence[Unit]) -> Beside:
         resident_bytes=found.gain_bytes,
         difference_bytes=_served(plan, units) - found.gain_bytes,
         runs=True,
-        note=f"{note} (HiGHS): most bytes that no token reads elsewhere",
+        note=f"{note} by HiGHS, without lookups by the host",
     )

@@ -25,7 +25,7 @@ class Band:
     low: float
     high: float
     source: str = "assumed"
-    """Where it comes from: "stated", "table", "assumed"."""
+    """Where it comes from: "stated", "table", "measured here" with the day, "assumed"."""
 
 
 _LINK: dict[DeviceKind, Band] = {
@@ -86,7 +86,7 @@ def _gb(band: Band) -> str:
 
 
 def speeds(devices: Sequence[Device]) -> Speeds:
-    """Return the rates of a machine: stated ones, those of the device table, or assumptions."""
+    """Return the rates of a machine: stated, measured, of the device table, or assumed ones."""
     main = next((d for d in devices if d.kind == "gpu"), devices[0])
     own = {d.name: _own(d) for d in devices if d.kind != "disk"}
     link = {d.name: _link(d, main) for d in devices if d.kind != "gpu" and d is not main}
@@ -101,6 +101,8 @@ def speeds(devices: Sequence[Device]) -> Speeds:
 def _own(device: Device) -> Band:
     if device.memory_bandwidth:
         rate = float(device.memory_bandwidth)
+        if device.measured:
+            return _measured(rate, device)
         return Band(0.8 * rate, 0.5 * rate, rate, "table")
     return _OWN[device.kind]
 
@@ -108,11 +110,19 @@ def _own(device: Device) -> Band:
 def _link(device: Device, main: Device) -> Band:
     if device.bandwidth:
         stated = float(device.bandwidth)
+        if device.measured:
+            return _measured(stated, device)
         return Band(stated, stated * (1 - _STATED), stated * (1 + _STATED), "stated")
     if device.kind == "cpu" and main.link_bandwidth:
         rate, share = float(main.link_bandwidth), _LINK_SHARE
         return Band(share.value * rate, share.low * rate, share.high * rate, "table")
     return _LINK[device.kind]
+
+
+def _measured(rate: float, device: Device) -> Band:
+    """Return a rate that was measured: programs copy in other sizes and from other threads."""
+    source = f"measured here {device.measured}"
+    return Band(rate, rate * (1 - _STATED), rate * (1 + _STATED), source)
 
 
 def decode_seconds(
@@ -145,7 +155,7 @@ def decode_seconds(
         elif unit.position not in hosted:
             size = engine.decode_bytes(unit)
             if engine.computes == "host":
-                own += size / _rate(rates.own, name, pick)
+                own += size / _rate(rates.own if name in rates.own else rates.link, name, pick)
             elif size:
                 copies += size / _rate(rates.link, name, pick) + float(getattr(_CALL, pick))
                 own += unit.active_bytes / _rate(rates.own, main, pick)

@@ -30,6 +30,8 @@ class Assignment:
     """Positions of embeddings that the host looks up."""
     settings: FrozenMap[int] = field(default_factory=FrozenMap)
     """What the engine must be told."""
+    short_bytes: int = 0
+    """What the first computing device lacks to hold all of its share; 0 = nothing."""
     policy: str = ""
     """The rule in words."""
     modules: FrozenMap[str] | None = None
@@ -149,7 +151,7 @@ def _ledger(device: Device, lines: Sequence[Line], reused: int) -> Ledger:
 
 def _item(line: Line) -> str:
     """Return a line's name in the proof: its part, with buffers and contexts told apart."""
-    for name in _BUFFER.values():
+    for name in (_BUFFER["largest"], _BUFFER["layers"]):
         if line.source.startswith(name):
             return name.replace(" ", "_")
     if line.part == "overhead":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from memplan.placement.units import Unit
 from memplan.types import FrozenMap, ModelSpec
@@ -23,15 +24,22 @@ def device_map(units: Sequence[Unit], where: Mapping[int, str]) -> FrozenMap[str
     layers: dict[str, set[str]] = {}
     for unit in units:
         for name in unit.names:
-            if match := _LAYER_KEY.match(name):
-                layers.setdefault(match[1], set()).add(where[unit.position])
+            if (layer := _layer(name)) is not None:
+                layers.setdefault(layer, set()).add(where[unit.position])
     result: dict[str, str] = {}
     for unit in units:
         for name in unit.names:
-            match = _LAYER_KEY.match(name)
-            whole = match is not None and len(layers[match[1]]) == 1
-            result[match[1] if match and whole else name] = where[unit.position]
+            layer = _layer(name)
+            whole = layer is not None and len(layers[layer]) == 1
+            result[layer if layer is not None and whole else name] = where[unit.position]
     return FrozenMap(result)
+
+
+@lru_cache(maxsize=200_000)
+def _layer(name: str) -> str | None:
+    """Return the path of the layer that a module is in, or None."""
+    match = _LAYER_KEY.match(name)
+    return match[1] if match else None
 
 
 def uncovered(mapping: Mapping[str, str], spec: ModelSpec) -> tuple[str, ...]:

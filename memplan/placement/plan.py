@@ -10,8 +10,9 @@ import memplan
 from memplan.footprint.draft import draft_lines
 from memplan.footprint.estimate import estimate
 from memplan.footprint.overhead import Cost
+from memplan.parallel.infer import rank_spec
 from memplan.parallel.moments import closed_moments
-from memplan.placement.advice import changes, sensitivity
+from memplan.placement.advice import find_changes, sensitivity
 from memplan.placement.assign import assign
 from memplan.placement.cost import Speeds, decode_speed, prefill_speed, speeds
 from memplan.placement.engines import PROFILES, EngineProfile, profile_of
@@ -19,7 +20,7 @@ from memplan.placement.llamacpp import assign_llamacpp
 from memplan.placement.llamacpp_speed import shared_placement
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
-from memplan.placement.ranks import assign_ranks
+from memplan.placement.ranks import assign_copies, assign_ranks, fullest_rank, offloads
 from memplan.placement.units import Unit, cut
 from memplan.placement.verdict import verdict
 from memplan.placement.words import warnings
@@ -51,6 +52,7 @@ def make_plan(
     created_ns: int = 0,
     estimator: Estimator = estimate,
     quants: Mapping[str, Callable[[], ModelSpec]] | None = None,
+    changes: bool = True,
 ) -> Plan:
     """Return the plan of one workload on given devices, with changes when it does not fit.
 
@@ -65,6 +67,7 @@ def make_plan(
         estimator: `memplan.footprint.estimate.estimate`, or what answers more exactly. One that is
             slow has a method `quick` that the search for changes asks first.
         quants: quantization's name -> the model in it, made only when a plan does not fit.
+        changes: look for single changes that make it fit. A search of its own needs none.
 
     Raises UsageError and UnsupportedModelError.
     """
@@ -82,10 +85,11 @@ def make_plan(
     plan = replan(workload)
     quick = getattr(estimator, "quick", None)
     fast = partial(replan, by=quick) if quick else replan
-    more = sensitivity(plan, devices, fast)
+    if not changes:
+        return plan
     if plan.verdict.fits:
-        return replace(plan, verdict=replace(plan.verdict, sensitivity=more))
-    found = changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
+        return plan
+    found = find_changes(spec, plan, devices, replan=replan, quick=fast, quants=quants)
     return replace(plan, verdict=replace(plan.verdict, changes=tuple(found)))
 
 
@@ -101,16 +105,21 @@ def _plan(
 ) -> Plan:
     gpus = [device for device in devices if device.kind == "gpu"]
     beside = draft_lines(spec, workload, draft)
+    divided = workload.task == "infer" and workload.tp > 1
+    own = rank_spec(spec, workload) if divided else spec
     footprint = by(
-        spec,
+        own,
         workload,
         kind="gpu" if gpus else "cpu",
         baseline=baseline,
         costs=costs,
         beside=beside,
     )
-    units = cut(spec)
-    if workload.task == "train" and len(gpus) > 1:
+    units = cut(own)
+    ranks = workload.task == "train" and (len(gpus) > 1 or offloads(workload))
+    if divided:
+        assignment = assign_copies(own, workload, footprint, units, devices, beside=beside)
+    elif ranks:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
     elif gpus and workload.runtime == "llama.cpp":
@@ -118,17 +127,23 @@ def _plan(
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines, assignment.reused)
-    if len(gpus) > 1:
+    if ranks or len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
         footprint = Footprint(lines=assignment.lines[fullest.name])
+    shared = fullest_rank(devices) if divided else devices
+    placement = _placement(own, workload, units, assignment, shared)
+    judged = verdict(books, assignment, profile_of(workload))
+    if judged.fits and not workload.pin:
+        more = sensitivity(placement, assignment.short_bytes, gpus)
+        judged = replace(judged, sensitivity=more)
     return Plan(
         id=None,
         model=spec.summary(),
         workload=workload,
         footprint=footprint,
         devices=books,
-        placement=_placement(spec, workload, units, assignment, devices),
-        verdict=verdict(books, assignment, profile_of(workload)),
+        placement=placement,
+        verdict=judged,
         memplan_version=memplan.__version__,
     )
 
@@ -153,7 +168,7 @@ def _placement(
     if any(unit.active_share < 1 for unit in streamed):
         others["cpu-compute"] = costs.decode(PROFILES["cpu-compute"]).value
     return Placement(
-        device_map=device_map(units, where) if where else FrozenMap(),
+        device_map=device_map(units, where) if where and workload.tp == 1 else FrozenMap(),
         offloaded_bytes=sum(assignment.offloaded.values()),
         streamed_bytes_per_token=sum(engine.decode_bytes(unit) for unit in streamed),
         decode_tokens_per_s=own,
@@ -182,7 +197,9 @@ class _Costs:
         gpus = {device.name for device in devices if device.kind == "gpu"}
         self.computing = gpus or {devices[0].name}
         self._units, self._assignment, self._workload = units, assignment, workload
-        self._parameters = spec.active_parameters or spec.parameters
+        # One rank's: its weights are counted, the active ones are those of the whole model.
+        active = spec.active_parameters
+        self._parameters = active // workload.tp if active else spec.parameters
         lines = (line for name in self.computing for line in assignment.lines.get(name, ()))
         self._cache = sum(x.bytes for x in lines if x.part in ("kv_cache", "state_cache"))
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 from memplan.placement.engines import EngineProfile
-from memplan.placement.solve import Fill, fill_one, split_layers
+from memplan.placement.solve import Fill, fill_one, in_order, split_layers
 from memplan.placement.units import Unit
+from memplan.units import MIB
 
-__all__ = ["Block", "Spread", "blocks_of", "spread"]
+__all__ = ["Block", "Spread", "blocks_of", "missing_bytes", "spread"]
 
 _ORDERS = 24
 """Orders of GPUs that are tried where they differ in size: 4 of them in every order."""
@@ -29,11 +30,12 @@ class Block:
     """In the model's order."""
     cache_bytes: int
     """Cache and buffers that are where the block runs."""
+    weight_bytes: int = 0
+    """Weights of all units: worked out once."""
 
-    @property
-    def weight_bytes(self) -> int:
-        """Weights of all units."""
-        return sum(unit.weight_bytes for unit in self.units)
+    def __post_init__(self) -> None:
+        """Add the weights up."""
+        object.__setattr__(self, "weight_bytes", sum(unit.weight_bytes for unit in self.units))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +100,44 @@ def spread(
         if whole := _whole(blocks, budgets, pins, frozenset()):
             return whole
         tables = _tables(blocks, pins) if away and lookups else frozenset()
-        if tables and (whole := _whole(blocks, tight, pins, tables)):
+        if tables and (whole := _whole(blocks, budgets, pins, tables)):
             return whole
     if not away:
         return None
-    plans = (
-        plan
-        for main in range(len(tight))
-        for tail in (True, False)
-        if (plan := _streamed(blocks, tight, main, engine, pins, tail=tail)) is not None
-    )
-    return max(plans, key=lambda plan: _saved(blocks, plan, engine), default=None)
+    return _best_streamed(blocks, tight, engine, pins)
+
+
+def _best_streamed(
+    blocks: Sequence[Block],
+    budgets: Sequence[int],
+    engine: EngineProfile,
+    pins: Mapping[int, int | None],
+) -> Spread | None:
+    """Return the plan that saves most reading, over the GPU that streams and where the ends go."""
+    best: Spread | None = None
+    most = -1
+    for main in range(len(budgets)):
+        if most >= sum(max(size, 0) for size in budgets[main:]):
+            break
+        for runs in _layouts(blocks, budgets, main, pins):
+            plan = _streamed(blocks, budgets, runs, main=main, engine=engine, pins=pins)
+            if plan is not None and (saved := _saved(blocks, plan, engine)) > most:
+                best, most = plan, saved
+    return best
+
+
+def missing_bytes(blocks: Sequence[Block], budgets: Sequence[int]) -> int:
+    """Return what the first GPU lacks so that all blocks live whole on the GPUs, in their order.
+
+    0 when they do already.
+    """
+    loads = [block.weight_bytes + block.cache_bytes for block in blocks]
+    low, high = -1, sum(loads) + max(0, -budgets[0])
+    while high - low > MIB:
+        middle = (low + high) // 2
+        more = [budgets[0] + middle, *budgets[1:]]
+        low, high = (low, middle) if in_order(loads, more) else (middle, high)
+    return high if high > MIB or not in_order(loads, budgets) else 0
 
 
 def _tables(blocks: Sequence[Block], pins: Mapping[int, int | None]) -> frozenset[int]:
@@ -161,73 +190,137 @@ def _orders(room: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield order
 
 
-def _streamed(
-    blocks: Sequence[Block],
-    budgets: Sequence[int],
-    main: int,
-    engine: EngineProfile,
-    pins: Mapping[int, int | None],
-    *,
-    tail: bool,
-) -> Spread | None:
-    """Fill the GPUs behind the main one from the last block on, then the main one in pieces.
+_LAYOUTS = 3
+"""Layouts whose main GPU is filled in pieces: those whose other GPUs leave least unused."""
 
-    Args:
-        blocks: the model.
-        budgets: bytes of each GPU.
-        main: index of the GPU that runs what is away; those before it hold nothing.
-        engine: how pieces elsewhere are used.
-        pins: unit position -> GPU, or None for away.
-        tail: let the last GPU hold what comes behind the layers, too.
+_ENDS = 2
+"""Pieces outside the layers that are tried on every GPU: embedding and output matrix."""
+
+
+def _layouts(
+    blocks: Sequence[Block], budgets: Sequence[int], main: int, pins: Mapping[int, int | None]
+) -> list[list[int]]:
+    """Return where blocks run, best first: layers fill the GPUs behind the main one from the end.
+
+    Embedding and output matrix may be on any GPU: each place is tried, as they are large.
     """
-    runs = [main] * len(blocks)
-    room = list(budgets)
-    for i, block in enumerate(blocks):
-        index = _pin(block, pins)
-        if index is not None and index != main:
-            if index < main:
-                return None
-            runs[i] = index
-            room[index] -= block.weight_bytes + block.cache_bytes
-    _fill_back(blocks, room, runs, main, pins, tail=tail)
-    if any(size < 0 for size in room[main + 1 :]):
-        return None
-    mine = [block for block, gpu in zip(blocks, runs, strict=True) if gpu == main]
-    units = [unit for block in mine for unit in block.units]
-    held = sum(block.cache_bytes for block in mine)
-    wishes = {p: gpu is not None for p, gpu in pins.items()}
-    own = {u.position: wishes[u.position] for u in units if u.position in wishes}
-    fill = fill_one(units, room[main] - held, engine=engine, pins=own)
-    if fill is None or (not fill.resident and len(budgets) > main + 1):
-        return None  # hooks would make another GPU the main one
-    behind = (b for b, gpu in zip(blocks, runs, strict=True) if gpu != main)
-    resident = fill.resident | {u.position for b in behind for u in b.units}
-    return Spread(runs=tuple(runs), main=main, fill=Fill(resident, fill.reload_bytes))
+    free = [i for i, block in enumerate(blocks) if not _pinned(block, pins)]
+    outside = [i for i in free if blocks[i].units[0].block is None]
+    ends = sorted(outside, key=lambda i: -blocks[i].weight_bytes)[:_ENDS]
+    found = []
+    for places in product(_places(main, len(budgets)), repeat=len(ends)):
+        fixed = dict(zip(ends, places, strict=True))
+        runs, room = _fill_back(blocks, budgets, main, pins, fixed)
+        if min(room[main + 1 :], default=0) >= 0:
+            movable = [i for i in free if i not in fixed]
+            _exchange(blocks, runs, room, main, movable)
+            found.append((sum(room[main + 1 :]), runs))
+    found.sort(key=lambda pair: pair[0])
+    return [runs for _, runs in found[:_LAYOUTS]]
+
+
+_WORTH_BYTES = 4 * MIB
+"""What an exchange must bring: a change of device more costs about 50 us, or 1 MiB of copies."""
+
+
+def _exchange(
+    blocks: Sequence[Block], runs: list[int], room: list[int], main: int, movable: Sequence[int]
+) -> None:
+    """Exchange layers of the main GPU for smaller ones of the others, where room is left there.
+
+    Layers are not alike: those that slide have less cache, the first of a mixture of experts less
+    weight. What the main one is rid of is streamed less.
+    """
+    loads = {i: blocks[i].weight_bytes + blocks[i].cache_bytes for i in movable}
+    if len(set(loads.values())) < 2 or len(set(loads.values())) > _KINDS:
+        return
+    for gpu in range(main + 1, len(room)):
+        while True:
+            mine = {loads[i]: i for i in movable if runs[i] == main}
+            theirs = {loads[i]: i for i in reversed(movable) if runs[i] == gpu}
+            gain, i, j = max(
+                (
+                    (a - b, i, j)
+                    for a, i in mine.items()
+                    for b, j in theirs.items()
+                    if _WORTH_BYTES <= a - b <= room[gpu]
+                ),
+                default=(0, 0, 0),
+            )
+            if not gain:
+                break
+            runs[i], runs[j] = gpu, main
+            room[gpu] -= gain
+
+
+_KINDS = 32
+"""Kinds of layers up to which exchanges are looked for."""
+
+_FEW = 4
+
+
+def _places(main: int, count: int) -> tuple[int, ...]:
+    """Return the GPUs tried for the ends: all of a few, else the first two and the last."""
+    every = range(main, count)
+    return tuple(every) if len(every) <= _FEW else (main, main + 1, count - 1)
+
+
+def _pinned(block: Block, pins: Mapping[int, int | None]) -> bool:
+    return any(unit.position in pins for unit in block.units)
 
 
 def _fill_back(
     blocks: Sequence[Block],
-    room: list[int],
-    runs: list[int],
+    budgets: Sequence[int],
     main: int,
     pins: Mapping[int, int | None],
-    *,
-    tail: bool,
-) -> None:
-    """Give whole blocks to the GPUs behind the main one, last block to last GPU."""
+    fixed: Mapping[int, int],
+) -> tuple[list[int], list[int]]:
+    """Give whole blocks to the GPUs behind the main one, the last block to the last GPU.
+
+    Returns the GPU of each block, and what is left of each GPU (below zero: it does not fit).
+    """
+    runs, room = [main] * len(blocks), list(budgets)
+    queue = []
+    for i, block in enumerate(blocks):
+        gpu = fixed[i] if i in fixed else _pin(block, pins) if pins else None
+        if gpu is not None:
+            runs[i] = gpu
+            room[gpu] -= block.weight_bytes + block.cache_bytes if gpu != main else 0
+        elif not pins or not _pinned(block, pins):
+            queue.append(i)
     gpu = len(room) - 1
-    layered = [i for i, block in enumerate(blocks) if block.units[0].block is not None]
-    last = len(blocks) - 1 if tail or not layered else layered[-1]
-    for i in range(last, -1, -1):
-        if any(unit.position in pins for unit in blocks[i].units):
-            continue
+    for i in reversed(queue):
         load = blocks[i].weight_bytes + blocks[i].cache_bytes
         while gpu > main and load > room[gpu]:
             gpu -= 1
         if gpu <= main:
-            return
+            break
         runs[i] = gpu
         room[gpu] -= load
+    return runs, room
+
+
+def _streamed(
+    blocks: Sequence[Block],
+    budgets: Sequence[int],
+    runs: Sequence[int],
+    *,
+    main: int,
+    engine: EngineProfile,
+    pins: Mapping[int, int | None],
+) -> Spread | None:
+    """Fill the main GPU in pieces; None where it would hold nothing and lose its part."""
+    mine = [block for block, gpu in zip(blocks, runs, strict=True) if gpu == main]
+    units = [unit for block in mine for unit in block.units]
+    held = sum(block.cache_bytes for block in mine)
+    own = {u.position: pins[u.position] is not None for u in units if u.position in pins}
+    fill = fill_one(units, budgets[main] - held, engine=engine, pins=own)
+    if fill is None or not fill.resident or min(runs) < main:
+        return None  # hooks would make another GPU the main one
+    behind = (b for b, gpu in zip(blocks, runs, strict=True) if gpu != main)
+    resident = fill.resident | {u.position for b in behind for u in b.units}
+    return Spread(runs=tuple(runs), main=main, fill=Fill(resident, fill.reload_bytes))
 
 
 def _saved(blocks: Sequence[Block], plan: Spread, engine: EngineProfile) -> int:

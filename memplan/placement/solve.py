@@ -7,7 +7,7 @@ as empty as possible. `memplan.placement.exact` solves the same by integer progr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memplan.placement.engines import PROFILES, EngineProfile
@@ -15,7 +15,7 @@ from memplan.placement.units import Unit
 from memplan.types import FrozenMap
 from memplan.units import MIB
 
-__all__ = ["Fill", "Group", "fill_one", "grouped", "split_layers"]
+__all__ = ["Fill", "Group", "fill_one", "grouped", "in_order", "split_layers"]
 
 
 _SMALL_BYTES = MIB
@@ -114,9 +114,15 @@ def fill_one(
     best = _best(groups, room, least)
     if best is None:
         return None
-    resident = fixed | {p for g in groups for p in g.positions[: best[groups.index(g)]]}
+    taken = zip(groups, best, strict=True)
+    resident = fixed | {p for group, count in taken for p in group.positions[:count]}
     away = [unit for unit in units if unit.position not in resident]
     return Fill(resident, engine.buffer_bytes(away) if engine.buffer == "largest" else 0)
+
+
+_TRIED = 24
+"""Sizes of the buffer that are tried where each leaves something unused: the first ones leave most
+room, and swaps leave little."""
 
 
 def _best(groups: list[Group], room: int, least: int) -> list[int] | None:
@@ -124,14 +130,15 @@ def _best(groups: list[Group], room: int, least: int) -> list[int] | None:
     best: list[int] | None = None
     best_gain = -1
     total = sum(group.gain * len(group.positions) for group in groups)
-    for reload in sorted({least, *(g.reload for g in groups if g.reload > least)}):
+    density = max((group.gain / group.size for group in groups if group.size), default=0.0)
+    tried = 0
+    for reload, must in _buffers(groups, least):
         space = room - reload
-        must = [group for group in groups if group.reload > reload]
-        used = sum(group.size * len(group.positions) for group in must)
-        if used > space:
+        if must > space:
             continue
-        if best_gain >= min(total, _bound(groups, space)):
+        if tried == _TRIED or best_gain >= min(total, density * space):
             break
+        tried += 1
         _fill(groups, space, reload)
         gain = sum(group.gain * group.taken for group in groups)
         if gain > best_gain:
@@ -139,17 +146,16 @@ def _best(groups: list[Group], room: int, least: int) -> list[int] | None:
     return best
 
 
-def _bound(groups: Sequence[Group], space: int) -> float:
-    """Return what no filling of a space can save more than: pieces may be cut."""
-    gain = 0.0
-    for group in sorted(groups, key=lambda g: -g.gain / g.size if g.size else 0.0):
-        size = group.size * len(group.positions)
-        share = min(1.0, space / size) if size else 1.0
-        gain += share * group.gain * len(group.positions)
-        space -= int(share * size)
-        if space <= 0:
-            break
-    return gain
+def _buffers(groups: Sequence[Group], least: int) -> Iterator[tuple[int, int]]:
+    """Yield each size that the buffer can have, with the bytes that must then be resident."""
+    must = sum(group.size * len(group.positions) for group in groups)
+    below: dict[int, int] = {least: 0}
+    for group in groups:
+        size = max(group.reload, least)
+        below[size] = below.get(size, 0) + group.size * len(group.positions)
+    for reload in sorted(below):
+        must -= below[reload]
+        yield reload, must
 
 
 def _fill(groups: Sequence[Group], space: int, reload: int) -> None:
@@ -157,42 +163,83 @@ def _fill(groups: Sequence[Group], space: int, reload: int) -> None:
     for group in groups:
         group.taken = len(group.positions) if group.reload > reload else 0
         space -= group.size * group.taken
+    space = _top_up(groups, space)
+    movable = [group for group in groups if group.reload <= reload and group.size]
+    if len(movable) <= _FEW:
+        space = _refill(movable, space)
+    for _ in range(_SWAPS):
+        found = _swap(movable, space)
+        if found is None:
+            return
+        old, new = found
+        old.taken -= 1
+        new.taken += 1
+        space -= new.size - old.size
+
+
+def _top_up(groups: Sequence[Group], space: int) -> int:
+    """Take of each group in turn what fits; return the space that is left."""
     for group in groups:
         if group.left:
             more = min(group.left, space // group.size) if group.size else group.left
             group.taken += more
             space -= more * group.size
-    _swap(groups, space, reload)
+    return space
 
 
-_SWAPS = 64
+_FEW = 32
+"""Groups up to which fillings with one unit less are tried: a model has five to thirteen."""
+
+
+def _refill(groups: Sequence[Group], space: int) -> int:
+    """Give one unit up, and all behind it, where another filling saves more; return what is left.
+
+    Only behind it: what stands before in the order of filling stays.
+    """
+    for i, old in enumerate(groups):
+        if not old.taken:
+            continue
+        before = [group.taken for group in groups]
+        gain = sum(group.gain * group.taken for group in groups)
+        old.taken -= 1
+        free = space + old.size + sum(group.size * group.taken for group in groups[i + 1 :])
+        for group in groups[i + 1 :]:
+            group.taken = 0
+        left = _top_up(groups[i + 1 :], free)
+        if sum(group.gain * group.taken for group in groups) > gain:
+            space = left
+        else:
+            for group, count in zip(groups, before, strict=True):
+                group.taken = count
+    return space
+
+
+_SWAPS = 16
 """Most swaps; each uses up part of what is left, and few are ever needed."""
 
 
-def _swap(groups: Sequence[Group], space: int, reload: int) -> None:
-    """Exchange one resident unit for a larger one that is away, the most useful first."""
-    if len(groups) > _SWAPPED:
-        return
-    for _ in range(_SWAPS):
-        found = max(
-            (
-                (new.gain - old.gain, old.size - new.size, i, j)
-                for i, old in enumerate(groups)
-                if old.taken and old.reload <= reload
-                for j, new in enumerate(groups)
-                if new.left and 0 < new.size - old.size <= space and new.gain > old.gain
-            ),
-            default=None,
-        )
-        if found is None:
-            return
-        groups[found[2]].taken -= 1
-        groups[found[3]].taken += 1
-        space += found[1]
+def _swap(groups: Sequence[Group], space: int) -> tuple[Group, Group] | None:
+    """Return a resident group and a larger one that is away, which use up most of a space.
+
+    By one walk over both in order of size. Only where the larger one saves more.
+    """
+    away = sorted((group for group in groups if group.left), key=_size)
+    here = sorted((group for group in groups if group.taken), key=_size)
+    best: tuple[Group, Group] | None = None
+    most, at = 0, 0
+    for new in away:
+        while at < len(here) and here[at].size < new.size - space:
+            at += 1
+        if at == len(here):
+            break
+        old = here[at]
+        if new.size - old.size > most and new.gain > old.gain:
+            best, most = (old, new), new.size - old.size
+    return best
 
 
-_SWAPPED = 64
-"""Groups up to which swaps are looked for: with more of them, the last fits closely anyway."""
+def _size(group: Group) -> int:
+    return group.size
 
 
 def split_layers(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | None:
@@ -207,13 +254,13 @@ def split_layers(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | No
 
     Returns the device's index for each block, or None when f = 1 does not suffice.
     """
-    best = _walk(loads, budgets)
+    best = in_order(loads, budgets)
     if best is None:
         return None
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
         share = (low + high) / 2
-        found = _walk(loads, [int(share * budget) for budget in budgets])
+        found = in_order(loads, [int(share * budget) for budget in budgets])
         if found is None:
             low = share
         else:
@@ -225,7 +272,8 @@ _STEPS = 24
 """Halvings of the share: to a ten-millionth of the budget, less than any layer."""
 
 
-def _walk(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | None:
+def in_order(loads: Sequence[int], budgets: Sequence[int]) -> list[int] | None:
+    """Return the device of each block when each is filled to the brim in turn, None = too small."""
     result: list[int] = []
     device, used = 0, 0
     for load in loads:

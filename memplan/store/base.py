@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
-from memplan.types import Device, Peak, Phase, Plan, Run, Sample
+from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
 
-__all__ = ["Reader", "SampleBatch", "Writer"]
+__all__ = ["Bucket", "Curve", "Reader", "SampleBatch", "Tier", "Writer"]
+
+Tier = Literal["raw", "1m", "1h"]
+"""How fine what is left of a stretch of time is: samples, or roll-ups of a minute or an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +30,45 @@ class SampleBatch:
     """Oldest first."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """What one stretch of time holds of one series."""
+
+    t_ns: int
+    """Begin of the stretch, wall clock."""
+    n: int
+    """Samples in it."""
+    low: int
+    """Lowest value."""
+    high: int
+    """Highest value: a peak survives every roll-up."""
+    high_t_ns: int
+    """When the highest value was first reached, wall clock."""
+    mean: float
+    """Sum of the values over their number."""
+    last: int
+    """The value that came last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One series in a window, in buckets of one width."""
+
+    series: Series
+    """What it is about."""
+    width_ns: int
+    """Nanoseconds of a bucket."""
+    tier: Tier
+    """The coarsest tier that went into it."""
+    buckets: tuple[Bucket, ...]
+    """By time; a stretch without samples has none (a gap is no zero)."""
+
+
 class Writer(Protocol):
-    """The one who writes. Every method is one committed transaction when it returns."""
+    """The one who writes. Every method is one committed transaction when it returns.
+
+    Except `stage_samples`, which says so.
+    """
 
     def save_plan(self, plan: Plan) -> Plan:
         """Store a plan under a new id (kept if it has one) and return it with that id."""
@@ -46,12 +86,29 @@ class Writer(Protocol):
         """Remember devices by name and uuid."""
         ...
 
+    def save_events(self, events: Sequence[Event]) -> None:
+        """Append events; one that is stored already (same time, kind, thing) is left as it is."""
+        ...
+
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch. A clock that jumps back loses nothing and collides with nothing."""
         ...
 
+    def stage_samples(self, samples: Sequence[Sample]) -> None:
+        """Append a batch that may wait in memory until the next flush is due.
+
+        For the host's own series: packed flushes are what keeps a disk from wearing out. What
+        waits is written before anything that comes later. It never raises because the store
+        refuses: the batch then stays in a bounded ring, and the oldest go first.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Commit what was staged. Raises StoreError when the store refuses; nothing is lost."""
+        ...
+
     def close(self) -> None:
-        """Give the connection and the lock back; calling it twice is harmless."""
+        """Flush, give the connection and the lock back; calling it twice is harmless."""
         ...
 
     def __enter__(self) -> Self:
@@ -90,8 +147,25 @@ class Reader(Protocol):
         """Return every device that was remembered."""
         ...
 
+    def events(
+        self,
+        run_id: str | None = None,
+        *,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        limit: int = 1000,
+    ) -> tuple[Event, ...]:
+        """Return events in a window, oldest first; of all runs and the host when run_id is None.
+
+        Where there are more than `limit`, the newest are returned.
+        """
+        ...
+
     def peaks(self, run_id: str | None) -> tuple[Peak, ...]:
-        """Return the peak of every series of a run (None: of the host's own samples)."""
+        """Return the peak of every series of a run (None: of the host's own samples).
+
+        They survive every retention tier.
+        """
         ...
 
     def samples(
@@ -103,7 +177,36 @@ class Reader(Protocol):
         until_ns: int | None = None,
         limit: int = 100_000,
     ) -> SampleBatch:
-        """Return samples of a run (None: the host's own) newer than cursor `after`, in a window."""
+        """Return samples of a run (None: the host's own) newer than cursor `after`, in a window.
+
+        Only what is still there as samples; `curves` also shows what was rolled up.
+        """
+        ...
+
+    def curves(
+        self,
+        run_id: str | None,
+        *,
+        since_ns: int,
+        until_ns: int,
+        buckets: int = 200,
+        entity: str | None = None,
+        metric: str | None = None,
+    ) -> tuple[Curve, ...]:
+        """Return the series of a run (None: the host's own) in a window, in N buckets each.
+
+        Args:
+            run_id: the run; None = the host's own series.
+            since_ns: begin of the window, wall clock, inclusive.
+            until_ns: its end, exclusive.
+            buckets: how many at the most.
+            entity: only the series of this thing.
+            metric: only the series of this metric.
+        """
+        ...
+
+    def span_ns(self, run_id: str | None) -> tuple[int, int] | None:
+        """Return the times of the first and the last sample ever; None where there is none."""
         ...
 
     def last_sample_ns(self) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,54 @@ from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from memplan.errors import (
     StoreDamagedError,
     StoreError,
+    StoreFullError,
     StoreLockedError,
     StoreMissingError,
 )
 
-__all__ = ["is_url", "reader_engine", "sqlite_affected", "translated", "writer_engine"]
+__all__ = [
+    "check_encoding",
+    "driver",
+    "is_url",
+    "reader_engine",
+    "sqlite_affected",
+    "sqlite_problem",
+    "translated",
+    "writer_engine",
+]
 
 _BUSY_S = 5.0
 """Seconds that SQLite waits for a lock before it gives up."""
+
+JOURNAL_LIMIT_BYTES = 4 * 1024**2
+"""The write-ahead log is cut to this size when it begins anew."""
+
+LONGEST_READ_S = 10.0
+"""A query that takes longer is cut: while it reads, the log cannot begin anew."""
+
+_PROGRESS_STEPS = 100_000
+"""Steps of SQLite's machine between two looks at the clock."""
+
+_NETWORK = {
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse.glusterfs",
+    "fuse.sshfs",
+    "lustre",
+    "nfs",
+    "nfs4",
+    "smb3",
+    "smbfs",
+}
+"""File systems on which several hosts can hold one lock, and shared memory is none."""
 
 
 def sqlite_affected(version: str) -> bool:
@@ -38,6 +74,16 @@ def sqlite_affected(version: str) -> bool:
     if number < (3, 7, 0) or number >= (3, 51, 3):
         return False
     return not ((3, 44, 6) <= number < (3, 45, 0) or (3, 50, 7) <= number < (3, 51, 0))
+
+
+def sqlite_problem(version: str = sqlite3.sqlite_version) -> str | None:
+    """Return what is wrong with the SQLite that Python links, in a sentence; None when nothing."""
+    if not sqlite_affected(version):
+        return None
+    return (
+        f"SQLite {version} has the WAL-reset bug; memplan's single writer keeps clear of it, so "
+        "let no other program write to the database"
+    )
 
 
 def is_url(database: str | Path) -> bool:
@@ -53,6 +99,7 @@ def writer_engine(database: str | Path) -> sqlalchemy.Engine:
     if is_url(database):
         return _url_engine(str(database))
     path = Path(database)
+    _refuse_network(path)
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
@@ -64,6 +111,43 @@ def writer_engine(database: str | Path) -> sqlalchemy.Engine:
     event.listen(engine, "connect", _set_up_writer)
     event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def _refuse_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """Raise StoreError for a place where a write-ahead log does not work."""
+    folder = str(path.absolute().parent.resolve())
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    found = ("", "")
+    for words in map(str.split, lines):
+        place = words[1].replace("\\040", " ").rstrip("/")
+        inside = folder == place or folder.startswith(place + "/")
+        if inside and len(place) >= len(found[0]):
+            found = (place, words[2])
+    if found[1] in _NETWORK:
+        raise StoreError(
+            f"{path} is on a network file system ({found[1]}), where SQLite's log is not safe",
+            hint="name a local place: export MEMPLAN_DATABASE=/var/tmp/memplan.db",
+        )
+
+
+def check_encoding(connection: sqlalchemy.Connection) -> None:
+    """Raise StoreError when a PostgreSQL database cannot hold every text."""
+    if connection.dialect.name != "postgresql":
+        return
+    found = connection.execute(sqlalchemy.text("SHOW server_encoding")).scalar()
+    if found != "UTF8":
+        raise StoreError(
+            f"the database's encoding is {found}, memplan needs UTF8",
+            hint="createdb -E UTF8 -T template0 NAME",
+        )
+
+
+def driver(connection: sqlalchemy.Connection) -> Any:
+    """Return the driver's own connection: for pragmas, which belong to no transaction."""
+    return connection.connection.driver_connection
 
 
 def reader_engine(database: str | Path) -> sqlalchemy.Engine:
@@ -82,7 +166,7 @@ def reader_engine(database: str | Path) -> sqlalchemy.Engine:
     if _frozen(path):
         mode += "&immutable=1"
     url = f"sqlite:///file:{quote(str(path.absolute()))}?{mode}&uri=true"
-    engine = _sqlite_engine(url, NullPool)
+    engine = _sqlite_engine(url, QueuePool)
     event.listen(engine, "connect", _set_up_reader)
     event.listen(engine, "begin", _begin)
     return engine
@@ -105,7 +189,8 @@ def _sqlite_engine(url: str, pool: type[sqlalchemy.pool.Pool]) -> sqlalchemy.Eng
 
 def _url_engine(url: str) -> sqlalchemy.Engine:
     try:
-        return sqlalchemy.create_engine(url, pool_pre_ping=True)
+        options = {"client_encoding": "utf8"} if url.startswith("postgresql") else {}
+        return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args=options)
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
         raise StoreError(
             f"cannot use the database URL: {error}",
@@ -117,9 +202,10 @@ def _set_up_writer(connection: Any, record: Any) -> None:
     del record
     connection.isolation_level = None  # transactions are begun by us, never by the driver
     cursor = connection.cursor()
+    cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table, or never
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
     cursor.close()
 
 
@@ -136,6 +222,8 @@ def _begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 def _begin(connection: sqlalchemy.Connection) -> None:
+    end = time.monotonic() + LONGEST_READ_S
+    driver(connection).set_progress_handler(lambda: time.monotonic() > end, _PROGRESS_STEPS)
     connection.exec_driver_sql("BEGIN")
 
 
@@ -146,19 +234,37 @@ def translated(database: str | Path) -> Iterator[None]:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
         raise _ours(str(getattr(error, "orig", None) or error), database) from error
+    except OSError as error:
+        raise _ours(error.strerror or str(error), database) from error
+
+
+_NO_WRITE = (
+    "disk is full",
+    "disk I/O error",
+    "readonly database",
+    "No space left on device",  # PostgreSQL, and the operating system itself
+    "Read-only file system",
+    "Input/output error",
+    "Disk quota exceeded",
+)
 
 
 def _ours(message: str, database: str | Path) -> StoreError:
     text = " ".join(message.split())
-    if "disk is full" in text or "disk I/O error" in text:
-        return StoreError(
+    if any(sign in text for sign in _NO_WRITE):
+        return StoreFullError(
             f"cannot write to {database}: {text}",
             hint="free some disk space; what was committed is safe",
         )
     if "not a database" in text or "malformed" in text:
         return StoreDamagedError(
             f"{database} is damaged or no memplan database: {text}",
-            hint="move it away, or name another place: export MEMPLAN_DATABASE=FILE",
+            hint="memplan db repair; or name another place: export MEMPLAN_DATABASE=FILE",
+        )
+    if "interrupted" in text:
+        return StoreError(
+            f"reading {database} took longer than {LONGEST_READ_S:g} s and was cut",
+            hint="ask for less at once, e.g. a shorter window",
         )
     if "locked" in text:
         return StoreLockedError(

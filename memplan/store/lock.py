@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memplan.errors import StoreError, StoreLockedError
 
-__all__ = ["WriterLock", "lock_path"]
+__all__ = ["WriterLock", "lock_path", "log_holders"]
 
 
 def lock_path(database: Path) -> Path:
@@ -74,3 +74,22 @@ class WriterLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def log_holders(database: Path, proc: Path = Path("/proc")) -> tuple[int, ...]:
+    """Return the other processes that have the database's log open, by the kernel's locks.
+
+    Args:
+        database: the database's file.
+        proc: where /proc is.
+    """
+    try:
+        inode = str(database.with_name(database.name + "-shm").stat().st_ino)
+        lines = (proc / "locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ()
+    found = set()
+    for words in map(str.split, lines):  # "1: POSIX ADVISORY READ <pid> <device>:<inode> 123 123"
+        if len(words) > 5 and words[1] == "POSIX" and words[5].rpartition(":")[2] == inode:
+            found.add(int(words[4]))
+    return tuple(sorted(found - {os.getpid()}))

@@ -7,19 +7,30 @@ that is at HEAD already is recognised without it.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import sqlalchemy
 
 from memplan.errors import StoreDamagedError, StoreVersionError
-from memplan.store.engine import translated
+from memplan.store.engine import driver, is_url, translated
 
-__all__ = ["HEAD", "current_version", "migrate"]
+__all__ = ["APPLICATION_ID", "HEAD", "check_known", "copy_path", "current_version", "migrate"]
 
-HEAD = "0001"
+HEAD = "0002"
 """Newest revision in migrations/versions."""
 
-_KNOWN = ("0001",)
+APPLICATION_ID = 0x6D706C6E
+"""What SQLite's header says about whose file it is: "mpln"."""
+
+_LOCK_KEY = 0x6D706D67
+"""PostgreSQL's advisory lock of whoever migrates."""
+
+_KNOWN = ("0001", "0002")
 """Every revision that this program can read or upgrade."""
 
 
@@ -31,13 +42,32 @@ def current_version(connection: sqlalchemy.Connection) -> str | None:
     tables = sqlalchemy.inspect(connection).get_table_names()
     if "alembic_version" not in tables:
         if tables:
-            raise StoreDamagedError(
-                f"this is another program's database: it has a table {min(tables)!r}",
-                hint="name another place: export MEMPLAN_DATABASE=FILE",
-            )
+            raise _stranger(min(tables))
         return None
     rows = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).all()
     return str(rows[0][0]) if rows else None
+
+
+def refuse_stranger(database: Path) -> None:
+    """Raise StoreDamagedError for another program's database, before anything is written to it.
+
+    Opening a file for writing turns its log on. What cannot be read at all is left to that.
+    """
+    if not database.exists() or not database.stat().st_size:
+        return
+    uri = f"file:{quote(str(database.absolute()))}?mode=ro"
+    with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
+        names = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        tables = [name for (name,) in connection.execute(names)]
+        if tables and "alembic_version" not in tables:
+            raise _stranger(min(tables))
+
+
+def _stranger(table: str) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"this is another program's database: it has a table {table!r}",
+        hint="name another place: export MEMPLAN_DATABASE=FILE",
+    )
 
 
 def check_known(version: str | None) -> None:
@@ -52,14 +82,49 @@ def check_known(version: str | None) -> None:
 def migrate(connection: sqlalchemy.Connection, database: str | Path) -> None:
     """Bring the database of an open connection to HEAD, in one transaction.
 
+    An older SQLite file is first copied to "<database>.before-<HEAD>", and packed anew after it.
     Raises StoreVersionError when it is newer, StoreDamagedError when it is none of ours.
     """
     with translated(database), connection.begin():
         version = current_version(connection)
-        if version == HEAD:
-            return
-        check_known(version)
-        _upgrade(connection)
+    if version == HEAD:
+        return
+    check_known(version)
+    older = version is not None and not is_url(database)
+    if older:
+        with translated(database):
+            _keep_copy(connection, Path(database))
+    with translated(database), connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+        if current_version(connection) != HEAD:
+            _upgrade(connection)
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+    if older:
+        with translated(database), contextlib.suppress(sqlite3.OperationalError):
+            driver(connection).execute("PRAGMA auto_vacuum = INCREMENTAL")
+            driver(connection).execute("VACUUM")  # a full disk only leaves the file larger
+
+
+def copy_path(database: Path) -> Path:
+    """Return where the copy of a database lies that was made before it was migrated."""
+    return database.with_name(f"{database.name}.before-{HEAD}")
+
+
+def _keep_copy(connection: sqlalchemy.Connection, database: Path) -> None:
+    """Copy an older database; a copy that was not finished leaves nothing behind."""
+    target = copy_path(database)
+    half = target.with_name(target.name + ".part")
+    try:
+        half.unlink(missing_ok=True)
+        os.close(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600))
+        with closing(sqlite3.connect(half)) as copy:
+            driver(connection).backup(copy, pages=4096)
+        half.replace(target)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
 
 
 def _upgrade(connection: sqlalchemy.Connection) -> None:

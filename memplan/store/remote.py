@@ -21,7 +21,7 @@ from typing import Any, Self, cast
 from memplan import errors
 from memplan.errors import DaemonError, MemplanError, StoreError
 from memplan.serialize import from_dict, to_dict
-from memplan.types import Device, Phase, Plan, Run, Sample
+from memplan.types import Device, Event, Phase, Plan, Run, Sample
 
 __all__ = [
     "MAX_FRAME_BYTES",
@@ -262,6 +262,17 @@ class RemoteWriter:
     def save_devices(self, devices: Sequence[Device]) -> None:
         """Remember devices by name and uuid."""
         self._client.request("save_devices", devices=to_dict(list(devices)))
+
+    def save_events(self, events: Sequence[Event]) -> None:
+        """Append events; one that is stored already (same time, kind, thing) is left as it is."""
+        self._client.request("save_events", events=to_dict(list(events)))
+
+    def stage_samples(self, samples: Sequence[Sample]) -> None:
+        """Append a batch: it is the process behind the socket that may hold samples back."""
+        self.write_samples(samples)
+
+    def flush(self) -> None:
+        """Do nothing: this side holds nothing back."""
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch; one larger than SAMPLES_PER_REQUEST is committed in several parts."""

@@ -1,26 +1,30 @@
-"""The one who writes: holds the lock and the only read-write connection."""
+"""The one who writes: plans, runs, phases, devices, events, samples."""
 
 from __future__ import annotations
 
-import platform
+import contextlib
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy
-from sqlalchemy import func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import delete, func, select
 
-from memplan.errors import StoreLockedError
+from memplan.errors import StoreError
 from memplan.serialize import dumps, loads
-from memplan.store import tables
-from memplan.store.engine import is_url, translated, writer_engine
-from memplan.store.lock import WriterLock
-from memplan.store.migrate import migrate
-from memplan.types import Device, Phase, Plan, Run, Sample, Series
+from memplan.store import outbox, tables
+from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
+from memplan.store.engine import driver, translated
+from memplan.store.identity import host_identity
+from memplan.store.partition import Partitions
+from memplan.store.quarantine import Rescue
+from memplan.store.retention import Policy
+from memplan.store.upsert import insert_new, replace_rows
+from memplan.types import Device, Event, FrozenMap, Phase, Plan, Run, Sample
 
 __all__ = ["LocalWriter", "new_id"]
 
@@ -30,8 +34,11 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _EPOCH_S = 1_735_689_600
 """Start of 2025: keeps ids short for a thousand years."""
 
-_ADVISORY_KEY = 0x6D656D70
-"""PostgreSQL's advisory lock of the one writer."""
+RING_SAMPLES = 100_000
+"""Staged samples that are kept at the most (some 10 MB); beyond, the oldest go."""
+
+_KEEP_HOUSE_S = 60.0
+"""Seconds between two looks for what is too old."""
 
 
 def new_id(prefix: str) -> str:
@@ -47,69 +54,126 @@ def new_id(prefix: str) -> str:
 class LocalWriter:
     """Implements `memplan.store.base.Writer` on a database that nobody else writes to."""
 
-    def __init__(self, database: str | Path) -> None:
+    def __init__(
+        self,
+        database: str | Path,
+        *,
+        flush_s: float = 0.0,
+        policy: Policy | None = None,
+        outbox_bytes: int = 0,
+        log_cap_bytes: int = LOG_CAP_BYTES,
+        identity: tuple[str, str] | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Take the lock, create or migrate the database, and mark broken-off runs as lost.
+
+        A file that is ours but damaged is put aside, and what can be saved moves into a new one.
 
         Args:
             database: an SQLite file, or a PostgreSQL URL.
+            flush_s: seconds that staged samples may wait in memory.
+            policy: how long what is kept.
+            outbox_bytes: packed bytes that may wait for a fleet's database; 0 = there is none.
+            log_cap_bytes: longest write-ahead log.
+            identity: (key, name) of this machine; None = as `host_identity` finds them.
+            now_ns: the wall clock.
+            monotonic_s: the clock of flushes and housekeeping.
 
         Raises StoreLockedError when another process writes, StoreVersionError when the database
         is newer than this program, StoreDamagedError when it is none, StoreError otherwise.
         """
-        self._database = database
-        self._lock = None if is_url(database) else WriterLock(Path(database))
-        self._engine: sqlalchemy.Engine | None = None
-        self._connection: sqlalchemy.Connection | None = None
-        if self._lock is not None:
-            self._lock.acquire()
+        self._flush_s = flush_s
+        self._outbox_bytes = outbox_bytes
+        self._now_ns, self._monotonic_s = now_ns, monotonic_s
+        self._staged: deque[Sample] = deque()
+        self._partitions = Partitions()
+        self.dropped = 0
+        """Staged samples that were given up because the store refused them for too long."""
+        self.outbox_lost = 0
+        """Notes that were given up because a fleet's database could not be reached for long."""
+        self._core = WriterConnection(
+            database, policy or Policy(), log_cap_bytes, identity or host_identity()
+        )
+        self._open = True
+        self._flushed_s = self._kept_house_s = monotonic_s()
+        self._busy = False
         try:
-            self._open()
-        except BaseException:
-            self.close()
+            self._begin_life()
+        except StoreError:
+            self._core.close()
             raise
 
-    def _open(self) -> None:
-        self._engine = writer_engine(self._database)
-        with translated(self._database):
-            self._connection = self._engine.connect()
-        if self._lock is None:
-            self._take_advisory_lock()
-        migrate(self._connection, self._database)
-        self._series: dict[Series, int] = {}
-        with translated(self._database), self._begin() as connection:
-            last = connection.execute(select(func.max(tables.tick.c.seq))).scalar()
-            top = connection.execute(select(func.max(tables.series.c.id))).scalar()
-            self._next_seq, self._next_series = (last or 0) + 1, (top or 0) + 1
+    @property
+    def degraded(self) -> str:
+        """Why the store takes nothing at the moment; empty while all is well."""
+        return self._core.degraded
+
+    @property
+    def longest_batch_s(self) -> tuple[float, float]:
+        """Longest transaction of housekeeping so far: seconds by the clock, and of CPU time."""
+        return self._core.retention.longest_s, self._core.retention.longest_cpu_s
+
+    def _begin_life(self) -> None:
+        events: list[Event] = []
+        rescued = self._core.rescued
+        if rescued is not None:
+            events.append(rescued.event(self._now_ns()))
+        with self._core.begin() as connection:
+            if self._outbox_bytes:
+                outbox.fill(connection, self._core.host_id)
             self._mark_lost(connection)
+            gap = self._gap(connection)
+            events += [gap] if gap else []
+            mark = {"key": f"open:{self._core.host_id}", "value": str(self._now_ns())}
+            replace_rows(connection, tables.meta, [mark])
+        if events:
+            self.save_events(events)
 
-    def _take_advisory_lock(self) -> None:
-        with translated(self._database), self._begin() as connection:
-            query = select(func.pg_try_advisory_lock(_ADVISORY_KEY))
-            free = connection.execute(query).scalar()
-        if not free:
-            raise StoreLockedError(
-                "another process writes to this database", hint="memplan daemon status"
+    def _gap(self, connection: sqlalchemy.Connection) -> Event | None:
+        """Return the event that says since when nothing was sampled, after a writer that died."""
+        m = tables.meta.c
+        query = select(m.value).where(m.key == f"open:{self._core.host_id}")
+        last = self._last_ns(connection, None)
+        if connection.execute(query).scalar() is None or last is None:
+            return None
+        now = self._now_ns()
+        return Event(
+            kind="store.gap",
+            t_ns=last,
+            severity="warning",
+            message=f"the writer ended without closing: no samples for {(now - last) / 1e9:.1f} s",
+            data=FrozenMap({"until_ns": str(now)}),
+        )
+
+    def _last_ns(self, connection: sqlalchemy.Connection, run_id: str | None) -> int | None:
+        """Return the time of the last sample, of one run or of all."""
+        p, s, t = tables.peak.c, tables.series.c, tables.tick.c
+        ticks = select(func.max(t.t1_ns)).where(t.host_id == self._core.host_id)
+        peaks = (
+            select(func.max(p.last_t_ns))
+            .join(
+                tables.series,
+                sqlalchemy.and_(s.host_id == p.host_id, s.id == p.series_id),
             )
-
-    def _begin(self) -> _Transaction:
-        assert self._connection is not None, "the writer is closed"
-        return _Transaction(self._connection)
+            .where(p.host_id == self._core.host_id)
+        )
+        if run_id is not None:
+            ticks, peaks = ticks.where(t.run_id == run_id), peaks.where(s.run_id == run_id)
+        found = [connection.execute(query).scalar() for query in (ticks, peaks)]
+        return max((int(t_ns) for t_ns in found if t_ns is not None), default=None)
 
     def _mark_lost(self, connection: sqlalchemy.Connection) -> None:
         """End this host's runs whose sampler died: whoever wrote to this database is gone."""
-        running = select(tables.run.c.document).where(
-            tables.run.c.status == "running", tables.run.c.host == platform.node()
+        r = tables.run.c
+        running = select(r.document).where(
+            r.status == "running", r.host_id == self._core.host_id, r.host == _node()
         )
         for (document,) in connection.execute(running).all():
             run = loads(document, Run)
-            last = connection.execute(
-                select(func.max(tables.tick.c.t_ns))
-                .join(tables.sample, tables.sample.c.seq == tables.tick.c.seq)
-                .join(tables.series, tables.series.c.id == tables.sample.c.series_id)
-                .where(tables.series.c.run_id == run.id)
-            ).scalar()
+            last = self._last_ns(connection, run.id)
             ended = max(last or run.started_ns, run.started_ns)
-            self._write_run(connection, replace(run, status="lost", ended_ns=ended))
+            self._put_run(connection, replace(run, status="lost", ended_ns=ended))
 
     def save_plan(self, plan: Plan) -> Plan:
         """Store a plan under a new id (kept if it has one) and return it with that id."""
@@ -121,17 +185,17 @@ class LocalWriter:
             "fits": stored.verdict.fits,
             "document": dumps(stored, indent=None),
         }
-        with translated(self._database), self._begin() as connection:
-            _upsert(connection, tables.plan, [row])
+        self._save(tables.plan, [row], durable=True)
         return stored
 
     def save_run(self, run: Run) -> None:
         """Insert a run, or replace the stored one with the same id."""
-        with translated(self._database), self._begin() as connection:
-            self._write_run(connection, run)
+        self._core.write(lambda connection: self._put_run(connection, run))
+        if run.status != "running" and run.id in self._core.log.waiting():
+            with contextlib.suppress(StoreError):  # its ticks are safe, and packed later
+                self._pack(run.id)
 
-    def _write_run(self, connection: sqlalchemy.Connection, run: Run) -> None:
-        ended = run.status != "running"
+    def _put_run(self, connection: sqlalchemy.Connection, run: Run) -> None:
         row = {
             "id": run.id,
             "plan_id": run.plan_id,
@@ -141,10 +205,9 @@ class LocalWriter:
             "ended_ns": run.ended_ns,
             "exit_code": run.exit_code,
             "status": run.status,
-            "last_seq": self._next_seq - 1 if ended else None,
             "document": dumps(run, indent=None),
         }
-        _upsert(connection, tables.run, [row])
+        self._put(connection, tables.run, [row])
 
     def save_phases(self, phases: Sequence[Phase]) -> None:
         """Insert phases; one with the same run, pid, name and start replaces the stored one."""
@@ -159,8 +222,7 @@ class LocalWriter:
             }
             for phase in phases
         ]
-        with translated(self._database), self._begin() as connection:
-            _upsert(connection, tables.phase, rows)
+        self._save(tables.phase, rows)
 
     def save_devices(self, devices: Sequence[Device]) -> None:
         """Remember devices by name and uuid."""
@@ -168,91 +230,152 @@ class LocalWriter:
             {"name": d.name, "uuid": d.uuid or "", "document": dumps(d, indent=None)}
             for d in devices
         ]
-        with translated(self._database), self._begin() as connection:
-            _upsert(connection, tables.device, rows)
+        self._save(tables.device, rows)
+
+    def save_events(self, events: Sequence[Event]) -> None:
+        """Append events; one that is stored already (same time, kind, thing) is left as it is."""
+        rows = [
+            {
+                "host_id": self._core.host_id,
+                "t_ns": event.t_ns,
+                "kind": event.kind,
+                "run_id": event.run_id or tables.HOST_RUN,
+                "entity": event.entity or "",
+                "severity": event.severity,
+                "document": dumps(event, indent=None),
+            }
+            for event in events
+        ]
+
+        def insert_them(connection: sqlalchemy.Connection) -> None:
+            insert_new(connection, tables.event, rows)
+            self._note(connection, "event", [outbox.key(tables.event, row) for row in rows])
+
+        self._core.write(insert_them, durable=True)
+
+    def _save(
+        self, table: sqlalchemy.Table, rows: list[dict[str, Any]], *, durable: bool = False
+    ) -> None:
+        if rows:
+            self._core.write(lambda connection: self._put(connection, table, rows), durable=durable)
+
+    def _put(
+        self, connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: list[dict[str, Any]]
+    ) -> None:
+        rows = [{"host_id": self._core.host_id, **row} for row in rows]
+        replace_rows(connection, table, rows)
+        self._note(connection, table.name, [outbox.key(table, row) for row in rows])
+
+    def _note(
+        self, connection: sqlalchemy.Connection, kind: str, keys: Sequence[str], size: int = 256
+    ) -> None:
+        """Put into the outbox what the fleet's database is to get."""
+        if self._outbox_bytes and keys:
+            outbox.note(connection, kind, keys, size)
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
-        """Append a batch. A clock that jumps back loses nothing and collides with nothing."""
-        if not samples:
-            return
-        before = self._next_seq, self._next_series, dict(self._series)
-        try:
-            with translated(self._database), self._begin() as connection:
-                self._append(connection, samples)
-        except BaseException:
-            self._next_seq, self._next_series, self._series = before
-            raise
+        """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
+        batch = [*self._staged, *samples]
+        if batch:
+            self._core.write(lambda connection: self._core.log.append(connection, batch))
+            self._staged.clear()
+            self._flushed_s = self._monotonic_s()
+            self._after_write()
 
-    def _append(self, connection: sqlalchemy.Connection, samples: Sequence[Sample]) -> None:
-        known = self._series_ids(connection, samples)
-        ticks: list[dict[str, int]] = []
-        rows: list[dict[str, int]] = []
-        seen: set[int] = set()
-        for sample in samples:
-            series_id = known[sample.series]
-            if not ticks or ticks[-1]["t_ns"] != sample.t_ns or series_id in seen:
-                ticks.append({"seq": self._next_seq, "t_ns": sample.t_ns})
-                self._next_seq += 1
-                seen.clear()
-            seen.add(series_id)
-            rows.append({"seq": ticks[-1]["seq"], "series_id": series_id, "value": sample.value})
-        connection.execute(insert(tables.tick), ticks)
-        connection.execute(insert(tables.sample), rows)
-        self._extend_ended(connection, samples)
+    def stage_samples(self, samples: Sequence[Sample]) -> None:
+        """Append a batch that may wait in memory, flush_s long; never raises StoreError."""
+        self._staged.extend(samples)
+        while len(self._staged) > RING_SAMPLES:
+            self._staged.popleft()
+            self.dropped += 1
+        if self._monotonic_s() - self._flushed_s >= self._flush_s:
+            with contextlib.suppress(StoreError):  # `degraded` tells it; the ring keeps them
+                self.flush()
 
-    def _extend_ended(self, connection: sqlalchemy.Connection, samples: Sequence[Sample]) -> None:
-        """Let a run that has ended already reach as far as its late samples."""
-        ids = {sample.series.run_id for sample in samples if sample.series.run_id is not None}
-        for run_id in ids:
-            connection.execute(
-                update(tables.run)
-                .where(tables.run.c.id == run_id, tables.run.c.last_seq.is_not(None))
-                .values(last_seq=self._next_seq - 1)
-            )
+    def flush(self) -> None:
+        """Commit what was staged. Raises StoreError when the store refuses; nothing is lost."""
+        self.write_samples(())
 
-    def _series_ids(
-        self, connection: sqlalchemy.Connection, samples: Iterable[Sample]
-    ) -> dict[Series, int]:
-        new = list(dict.fromkeys(s.series for s in samples if s.series not in self._series))
-        runs = {series.run_id or tables.HOST_RUN for series in new}
-        for run_id in runs:
-            self._load_series(connection, run_id)
-        rows = []
-        for series in new:
-            if series in self._series:
-                continue
-            self._series[series] = self._next_series
-            rows.append(
-                {
-                    "id": self._next_series,
-                    "run_id": series.run_id or tables.HOST_RUN,
-                    "entity": series.entity,
-                    "metric": series.metric,
-                    "first_seq": self._next_seq,
-                }
-            )
-            self._next_series += 1
-        if rows:
-            connection.execute(insert(tables.series), rows)
-        return self._series
+    def _after_write(self) -> None:
+        """Pack what is enough for a block; now and then delete what is too old."""
+        with contextlib.suppress(StoreError):  # the samples are safe: it is done later
+            for run_id in self._core.log.due():
+                self._pack(run_id)
+            if self._busy or self._monotonic_s() - self._kept_house_s >= _KEEP_HOUSE_S:
+                self._kept_house_s = self._monotonic_s()
+                self._busy = self.keep_house(batches=1)
 
-    def _load_series(self, connection: sqlalchemy.Connection, run_id: str) -> None:
-        c = tables.series.c
-        query = select(c.id, c.entity, c.metric).where(c.run_id == run_id)
-        for number, entity, metric in connection.execute(query):
-            series = Series(run_id=run_id or None, entity=entity, metric=metric)
-            self._series[series] = number
+    def _pack(self, run_id: str) -> None:
+        if self._core.path is None:
+            with self._core.begin() as connection:
+                times = self._core.log.times(connection, run_id)
+            with self._core.begin() as connection:
+                self._partitions.ensure(connection, times)
+
+        def close(connection: sqlalchemy.Connection) -> None:
+            for block in self._core.log.close_run(connection, run_id):
+                self._note(connection, "block", [outbox.block_key(block)], block["size_bytes"])
+
+        self._core.write(close)
+
+    def keep_house(self, *, batches: int = 1_000_000) -> bool:
+        """Delete what is too old or too much, in short transactions; tell if more is to do.
+
+        Args:
+            batches: how many at the most, of some 30 ms each.
+        """
+        if self._outbox_bytes:
+            with self._core.begin() as connection:
+                self.outbox_lost += outbox.trim(connection, self._outbox_bytes)
+        if self._core.path is None:
+            self._drop_partitions()
+        more = True
+        while more and batches > 0:
+            more = self._core.retention.batch(self._core.connection, self._now_ns())
+            batches -= 1
+        return more
+
+    def _drop_partitions(self) -> None:
+        policy, now = self._core.policy, self._now_ns()
+        with self._core.begin() as connection:
+            self._partitions.drop(connection, "chunk", now - policy.raw_ns)
+            self._partitions.drop(connection, "rollup_1m", now - policy.minute_ns)
+
+    def shipped(self, upto: int) -> None:
+        """Forget what the fleet's database has got: everything up to a number of the outbox."""
+        self._core.write(lambda connection: outbox.forget(connection, upto))
+
+    def take_over(self, rescue: Rescue) -> None:
+        """Move what is sound of a database that was put aside into this one, and tell it."""
+        self._core.take_over(rescue)
+        self.save_events([rescue.event(self._now_ns())])
+
+    def checkpoint(self) -> None:
+        """Move the log into the file, as far as readers allow."""
+        self._core.checkpoint("TRUNCATE")
+
+    def vacuum(self) -> None:
+        """Pack the file anew, without free pages."""
+        if self._core.path is not None:
+            with translated(self._core.database):
+                driver(self._core.connection).execute("VACUUM")
+            self._core.checkpoint("TRUNCATE")
 
     def close(self) -> None:
-        """Give the connection and the lock back; calling it twice is harmless."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
-        if self._lock is not None:
-            self._lock.release()
+        """Flush, pack ended runs, give the connection and the lock back; twice is harmless."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            with contextlib.suppress(StoreError):
+                self.flush()
+                for run_id in self._core.log.waiting():
+                    if run_id != tables.HOST_RUN:
+                        self._pack(run_id)
+                mark = tables.meta.c.key == f"open:{self._core.host_id}"
+                self._core.write(lambda c: c.execute(delete(tables.meta).where(mark)))
+        finally:
+            self._core.close()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -263,32 +386,7 @@ class LocalWriter:
         self.close()
 
 
-class _Transaction:
-    """`with` one transaction on the one connection; SQLAlchemy begins it immediately."""
+def _node() -> str:
+    import platform
 
-    def __init__(self, connection: sqlalchemy.Connection) -> None:
-        self._connection = connection
-        self._transaction: Any = None
-
-    def __enter__(self) -> sqlalchemy.Connection:
-        self._transaction = self._connection.begin()
-        return self._connection
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            self._transaction.commit()
-        else:
-            self._transaction.rollback()
-
-
-def _upsert(
-    connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Sequence[dict[str, Any]]
-) -> None:
-    """Insert rows, replacing those with the same primary key."""
-    if not rows:
-        return
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table)
-    keys = [column.name for column in table.primary_key]
-    values = {c.name: statement.excluded[c.name] for c in table.c if c.name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), rows)
+    return platform.node()

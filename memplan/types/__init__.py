@@ -36,6 +36,7 @@ from memplan.types.plan import (
 from memplan.types.run import (
     Comparison,
     DeviceComparison,
+    Event,
     PartComparison,
     Peak,
     Phase,
@@ -55,6 +56,7 @@ __all__ = [
     "Device",
     "DeviceComparison",
     "DeviceKind",
+    "Event",
     "Footprint",
     "FrozenMap",
     "Layer",
@@ -81,5 +83,5 @@ __all__ = [
     "Workload",
 ]
 
-Core = ModelSpec | Footprint | Plan | Run | Phase | Comparison
+Core = ModelSpec | Footprint | Plan | Run | Phase | Event | Comparison
 """The types that stand alone as JSON documents, each with a schema tag."""

@@ -102,6 +102,8 @@ class Device:
     """Bytes a second of its own memory, as the maker says; None = not known."""
     link_bandwidth: int | None = None
     """Bytes a second from host memory to a GPU, as the link can carry; None = not known."""
+    measured: str = ""
+    """Day on which its bandwidths were measured on this machine; "" = they were not."""
     label: str = ""
     """Product name for people."""
     uuid: str | None = None

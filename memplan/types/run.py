@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from memplan.types.base import CompareVerdict, Extra, FrozenMap, Part, RunStatus, no_extra
 
 __all__ = [
     "Comparison",
     "DeviceComparison",
+    "Event",
     "PartComparison",
     "Peak",
     "Phase",
@@ -78,6 +79,30 @@ class Phase:
     "<device>.weights|gradients|optimizer|kv_cache|buffers" (sums over live tensors, device being
     "cpu", "cuda:0" or "disk"), "<device>.allocated|reserved|peak_allocated|peak_reserved"
     (the allocator's counters, where there is one), "process.rss|rss_anon|rss_file|hwm"."""
+    extra: Extra = field(default_factory=no_extra)
+    """Unknown fields of a newer version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened at one instant: an XID, an OOM kill, a lost probe, an alert."""
+
+    SCHEMA: ClassVar[str] = "memplan.event/1"
+
+    kind: str
+    """What, in one word with dots: "gpu.xid", "host.oom", "store.gap", "alert.over_plan" ..."""
+    t_ns: int
+    """When, wall clock."""
+    message: str
+    """One sentence for people."""
+    severity: Literal["info", "warning", "error"] = "info"
+    """How much it matters."""
+    run_id: str | None = None
+    """The run that it belongs to; None = the host."""
+    entity: str | None = None
+    """What it happened to, named as in Series; None = the host or run as a whole."""
+    data: FrozenMap[str] = field(default_factory=FrozenMap)
+    """What a program may want to know: name -> text."""
     extra: Extra = field(default_factory=no_extra)
     """Unknown fields of a newer version."""
 

@@ -13,55 +13,26 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from memplan_daemon.proc import ProcFolder
+from memplan_daemon.proc import Process, ProcFolder
 
+from memplan import testing
 from memplan.errors import MemplanError
 from memplan.types import Sample
 
 
-class FakeProc:
-    """A /proc made of plain files; sizes in KiB, as the kernel writes them."""
+class FakeProc(testing.FakeProc):
+    """A /proc made of plain files, and what reads it."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self.folder = ProcFolder(root)
+        self.held: dict[int, Process] = {}
 
-    def add(
-        self,
-        pid: int,
-        parent: int = 1,
-        *,
-        rss: int = 0,
-        hwm: int | None = None,
-        anon: int | None = None,
-        session: int = 1,
-        state: str = "S",
-        name: str = "python",
-        pss: int | None = None,
-    ) -> None:
-        place = self.root / str(pid)
-        place.mkdir(exist_ok=True)
-        (place / "stat").write_text(f"{pid} ({name}) {state} {parent} {pid} {session} 0 -1 0\n")
-        anon = rss if anon is None else anon
-        lines = [f"Name:\t{name}", f"State:\t{state}", f"Pid:\t{pid}", f"PPid:\t{parent}"]
-        if state != "Z":
-            lines += [
-                f"VmHWM:\t{rss if hwm is None else hwm:8d} kB",
-                f"VmRSS:\t{rss:8d} kB",
-                f"RssAnon:\t{anon:8d} kB",
-                f"RssFile:\t{rss - anon:8d} kB",
-                "RssShmem:\t       0 kB",
-                "VmSwap:\t       0 kB",
-            ]
-        (place / "status").write_text("\n".join(lines) + "\n")
-        if pss is not None:
-            (place / "smaps_rollup").write_text(
-                f"5570-7ffd ---p 0 00:00 0 [rollup]\nRss: {rss} kB\nPss: {pss} kB\n"
-                "Private_Clean: 1 kB\nPrivate_Dirty: 2 kB\nPrivate_Hugetlb: 0 kB\n"
-            )
-
-    def remove(self, pid: int) -> None:
-        shutil.rmtree(self.root / str(pid))
+    def hold(self, pid: int) -> Process:
+        """Open a process once; the fixture lets go of it."""
+        if pid not in self.held:
+            self.held[pid] = self.folder.open(pid)
+        return self.held[pid]
 
 
 class MemoryWriter:
@@ -99,6 +70,15 @@ class MemoryWriter:
     def save_devices(self, devices: Sequence[Any]) -> None:
         self._keep(list(devices))
 
+    def save_events(self, events: Sequence[Any]) -> None:
+        self._keep(list(events))
+
+    def stage_samples(self, samples: Sequence[Sample]) -> None:
+        self.write_samples(samples)
+
+    def flush(self) -> None:
+        pass
+
     def write_samples(self, samples: Sequence[Sample]) -> None:
         if self.error is not None:
             raise self.error
@@ -130,11 +110,32 @@ def until() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def proc(tmp_path: Path) -> FakeProc:
+def proc(tmp_path: Path) -> Iterator[FakeProc]:
     """An empty /proc."""
-    root = tmp_path / "proc"
-    root.mkdir()
-    return FakeProc(root)
+    made = FakeProc(tmp_path / "proc")
+    yield made
+    for process in made.held.values():
+        process.close()
+
+
+@pytest.fixture(scope="session")
+def built_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake library, compiled once."""
+    try:
+        return testing.FakeNvml.build(tmp_path_factory.mktemp("nvml")).folder
+    except testing.NoCompilerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def nvml(built_nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> testing.FakeNvml:
+    """The fake library without devices; every process that is started now uses it."""
+    shutil.copytree(built_nvml, tmp_path / "nvml")
+    made = testing.FakeNvml(tmp_path / "nvml")
+    made.write()
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    return made
 
 
 @pytest.fixture
@@ -150,8 +151,9 @@ def daemons(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(*options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "memplan", "daemon", "run", *options]
+        environment = {"MEMPLAN_FLUSH": "0", **os.environ}  # samples are there as soon as taken
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=dict(os.environ), cwd=home
+            command, stderr=subprocess.PIPE, text=True, env=environment, cwd=home
         )
         started.append(process)
         return process

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import pytest
-from memplan_daemon.clock import ManualClock
-from memplan_daemon.collectors.base import HOST, Watch
+from memplan_daemon.collectors.base import HOST, Event, Gap, Reading, Watch
 from memplan_daemon.collectors.cgroup import CgroupCollector
 from memplan_daemon.collectors.host import HostCollector
-from memplan_daemon.collectors.process import (
-    LARGEST,
-    PSS_INTERVAL_S,
-    PSS_LARGEST_BYTES,
-    ProcessCollector,
-)
+from memplan_daemon.collectors.process import LARGEST, PSS_INTERVAL_S, ProcessCollector
+from memplan_daemon.collectors.rollup import LONGEST_NS, PSS_LARGEST_BYTES, SHARE
 from memplan_daemon.proc import Process
+
+from memplan.testing import ManualClock
 
 KIB = 1024
 
 
 def members(proc, *pids):
-    return {pid: proc.folder.open(pid) for pid in pids}
+    return {pid: proc.hold(pid) for pid in pids}
 
 
 def read(collector, watch):
-    return {(r.entity, r.metric): r.value for r in collector.collect(watch)}
+    found = collector.collect(watch)
+    return {(r.entity, r.metric): r.value for r in found if isinstance(r, Reading)}
+
+
+def others(collector, watch, kind):
+    return [item for item in collector.collect(watch) if isinstance(item, kind)]
 
 
 def watch(proc, *pids, tick=0):
@@ -145,26 +147,82 @@ def test_pss_of_a_tree_needs_every_process(proc):
     assert ("tree", "pss_bytes") not in found
 
 
-def test_a_slow_or_huge_process_is_not_asked_for_pss_again(proc, monkeypatch):
-    """One read of more than 20 ms is the last; more than a GiB is never read."""
+def test_pss_costs_the_targets_no_more_than_its_share_of_the_time(proc, monkeypatch):
+    """Reads of 10 ms each: at first what was saved, then half a percent of what goes by."""
     clock = ManualClock()
-    collector = ProcessCollector(clock)
-    proc.add(10, rss=1000, pss=600)
-    proc.add(11, 10, rss=PSS_LARGEST_BYTES // KIB + 1, pss=5)
+    collector = ProcessCollector(clock, 1.0)
+    for pid in range(10, 30):
+        proc.add(pid, rss=1000, pss=600)
+    proc.add(40, rss=PSS_LARGEST_BYTES // KIB + 1, pss=5)
     asked = []
     real = Process.read
 
     def slow(self, name):
         if name == "smaps_rollup":
             asked.append(self.pid)
-            clock.advance(0.021)
+            clock.advance(0.010)
         return real(self, name)
 
     monkeypatch.setattr(Process, "read", slow)
+    pids = (*range(10, 30), 40)
+    for tick in range(61):
+        read(collector, watch(proc, *pids, tick=tick))
+        clock.advance(1)
+    allowed = (LONGEST_NS / 1e9 + SHARE * 62) / 0.010
+    assert allowed * 0.8 < len(asked) <= allowed + 1
+    assert 40 not in asked
+    assert len(set(asked)) == 20, "the longest unread come first"
+
+
+def test_a_program_that_asks_for_quiet_is_not_stalled(proc):
+    """Its PSS is left alone, its status is read."""
+    proc.add(10, rss=1000, pss=600)
+    quiet = Watch(run_id="r-1", pid=10, members=members(proc, 10), quiet=True)
+    found = read(ProcessCollector(ManualClock()), quiet)
+    assert ("process:10", "rss_bytes") in found
+    assert ("process:10", "pss_bytes") not in found
+
+
+def test_a_process_that_ended_has_a_final_row(proc):
+    """Its last RSS and its mark, once."""
+    collector = ProcessCollector(ManualClock())
+    proc.add(10, rss=1000)
+    proc.add(11, 10, rss=300, hwm=700)
     read(collector, watch(proc, 10, 11))
-    clock.advance(PSS_INTERVAL_S + 1)
-    read(collector, watch(proc, 10, 11, tick=1))
-    assert asked == [10]
+    proc.remove(11)
+    found = read(collector, watch(proc, 10, tick=1))
+    assert found["process:11", "final_hwm_bytes"] == 700 * KIB
+    assert found["process:11", "final_rss_bytes"] == 300 * KIB
+    assert ("process:11", "rss_bytes") not in found
+    assert not [e for e, _ in read(collector, watch(proc, 10, tick=2)) if e == "process:11"]
+
+
+def test_stalls_and_kills_for_want_of_memory_are_read(proc, tmp_path):
+    """The kernel's totals; each kill is one event, with the victim's name where the log has it."""
+    log = tmp_path / "kmsg"
+    log.write_text("6,1,1,-;Out of memory: Killed process 7 (old) total-vm:1kB\n")
+    proc.write("meminfo", "MemTotal: 24000 kB\n")
+    proc.write("vmstat", "pgfault 5\noom_kill 3\nswap_ra 0\n")
+    proc.write("pressure/memory", "some avg10=0.00 total=1234\nfull avg10=0.00 total=567\n")
+    collector = HostCollector(proc.folder, log)
+    found = read(collector, HOST)
+    assert found["host", "stall_some_microseconds"] == 1234
+    assert found["host", "stall_full_microseconds"] == 567
+    assert found["host", "oom_kill_count"] == 3
+    proc.write("vmstat", "pgfault 5\noom_kill 5\nswap_ra 0\n")
+    with log.open("a") as file:
+        file.write("6,2,2,-;Memory cgroup out of memory: Killed process 4711 (python3) total\n")
+    events = others(collector, HOST, Event)
+    assert [(e.kind, e.code) for e in events] == [("host.oom_kill", 4711), ("host.oom_kill", 0)]
+    assert "python3" in events[0].text
+    assert others(collector, HOST, Event) == []
+
+
+def test_a_kernel_without_pressure_figures_is_said(proc):
+    """A gap with its reason."""
+    proc.write("meminfo", "MemTotal: 24000 kB\n")
+    gaps = others(HostCollector(proc.folder), HOST, Gap)
+    assert gaps == [Gap("host", "stall_some_microseconds", "not-supported")]
 
 
 def test_a_vanished_process_means_fewer_series(proc):
@@ -196,11 +254,43 @@ def test_cgroup_v2_takes_the_tightest_limit_on_the_way_up(proc, tmp_path):
     (leaf / "memory.current").write_text("5000\n")
     (leaf / "memory.peak").write_text("7000\n")
     (root / "jobs" / "memory.max").write_text("9000\n")
+    (leaf / "memory.events").write_text("low 0\nhigh 2\nmax 5\noom 1\noom_kill 1\n")
     assert read(collector, watch(proc, 10)) == {
+        ("cgroup", "throttled_count"): 2,
+        ("cgroup", "limit_hit_count"): 5,
+        ("cgroup", "oom_kill_count"): 1,
         ("cgroup", "limit_bytes"): 9000,
         ("cgroup", "current_bytes"): 5000,
         ("cgroup", "peak_bytes"): 7000,
     }
+
+
+def test_cgroup_changes_are_seen_and_a_kill_inside_is_an_event(proc, tmp_path):
+    """A limit that is set, moved and lifted; a group that is removed; one kill, told once."""
+    collector, root = group(proc, tmp_path, "0::/job\n")
+    (root / "job").mkdir()
+    limit, events = root / "job" / "memory.max", root / "job" / "memory.events"
+    for text, found in (("max\n", None), ("5000\n", 5000), ("4000\n", 4000), ("max\n", None)):
+        limit.write_text(text)
+        assert read(collector, watch(proc, 10)).get(("cgroup", "limit_bytes")) == found
+    events.write_text("oom_kill 0\n")
+    assert others(collector, watch(proc, 10), Event) == []
+    events.write_text("oom_kill 2\n")
+    assert [e.kind for e in others(collector, watch(proc, 10), Event)] == ["cgroup.oom_kill"]
+    assert others(collector, watch(proc, 10), Event) == []
+    limit.unlink()
+    events.unlink()
+    (root / "job").rmdir()
+    assert read(collector, watch(proc, 10)) == {}
+
+
+def test_cgroup_v2_beside_version_1_controllers_is_found(proc, tmp_path):
+    """A hybrid machine mounts it one folder further down."""
+    collector, root = group(proc, tmp_path, "1:cpu:/x\n0::/job\n")
+    leaf = root / "unified" / "job"
+    leaf.mkdir(parents=True)
+    (leaf / "memory.current").write_text("77\n")
+    assert read(collector, watch(proc, 10)) == {("cgroup", "current_bytes"): 77}
 
 
 def test_cgroup_v1_of_a_hybrid_machine_is_found(proc, tmp_path):

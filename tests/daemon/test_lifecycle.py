@@ -154,8 +154,9 @@ def test_a_full_disk_is_told_and_survived(home, until):
         "import os\n"
         "size = os.path.getsize(sys.argv[1]) + 4096\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
-        "from memplan_daemon.lifecycle import run_daemon\n"
-        "run_daemon(sys.argv[1], 0.01)\n"
+        "from memplan_daemon.daemon import run_daemon\n"
+        "from memplan_daemon.settings import DaemonSettings\n"
+        "run_daemon(sys.argv[1], lambda: DaemonSettings(interval_s=0.01))\n"
     )
     database = str(home / "memplan.db")
     process = subprocess.Popen([sys.executable, "-c", script, database], stderr=subprocess.PIPE)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
-from memplan_daemon.clock import ManualClock, SystemClock
+from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors.base import Reading
 from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.sampler import BATCH_SAMPLES, BUFFER_S, Sampler
 
 from memplan.errors import DaemonError, StoreError, UsageError
+from memplan.testing import ManualClock
 
 KIB = 1024
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from checkpoints import LLAMA_7B, TINY, write_llama
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +14,8 @@ from memplan.footprint.defaults import complete
 from memplan.models.resolve import resolve
 from memplan.placement.mapping import uncovered
 from memplan.placement.plan import make_plan
-from memplan.types import Device
-from memplan.units import GIB, MIB
+from memplan.types import Device, Tensor
+from memplan.units import GIB, MIB, parse_bytes
 
 
 def gpu(size, index=0):
@@ -94,11 +96,25 @@ def test_a_plan_that_does_not_fit_names_changes_that_do(llama):
     options = {"context": 4096, "batch": 8}
     names = {change.option for change in plan.verdict.changes}
     assert {"context", "batch"} <= names
+    assert "device" in names
     for change in plan.verdict.changes:
-        changed = {**options, change.option.replace("-", "_"): int(change.value)}
-        again = planned(llama, devices, **changed)
+        value = int(change.value) if change.value.isdigit() else change.value
+        changed = {**options, change.option.replace("-", "_"): value}
+        on = devices
+        if change.option == "device":
+            on = [gpu(parse_bytes(changed.pop("device")))]
+        again = planned(llama, on, **changed)
         assert again.verdict.fits
         assert again.footprint.total_bytes == change.total_bytes
+
+
+def test_a_coarser_cache_is_one_of_the_changes(llama):
+    """The first type that suffices, with what the engine then unpacks."""
+    plan = planned(llama, [gpu(17 * GIB)], context=4096, batch=2)
+    assert not plan.verdict.fits
+    (change,) = [c for c in plan.verdict.changes if c.option == "kv-dtype"]
+    assert change.value == "int8"
+    assert planned(llama, [gpu(17 * GIB)], batch=2, kv_dtype="int8").verdict.fits
 
 
 def test_training_names_checkpointing_before_smaller_batches(tiny):
@@ -127,8 +143,13 @@ def test_several_small_gpus_stream_the_last_layers(llama):
     """What two GPUs cannot hold goes to the host, its cache stays on the first GPU."""
     plan = planned(llama, [gpu(6 * GIB), gpu(6 * GIB, 1), host(64 * GIB)], context=512)
     assert plan.verdict.fits
-    assert plan.placement.device_map["model.layers.31"] == "cpu"
-    assert plan.placement.device_map["model.layers.0"] == "cuda:0"
+    where = plan.placement.device_map
+    # The second one holds whole layers; what is streamed runs on the first, which has the buffer.
+    assert where["model.layers.31"] == "cuda:1"
+    assert "model.layers.0" not in where
+    assert where["model.layers.0.mlp.up_proj"] in {"cuda:0", "cpu"}
+    assert plan.devices[0].items["reload_buffer"] == 11008 * 4096 * 2
+    assert "reload_buffer" not in plan.devices[1].items
     assert sum(x.parts.get("weights", 0) for x in plan.devices) == llama.weight_bytes
     assert sum(x.parts.get("kv_cache", 0) for x in plan.devices) == 512 * 32 * 2 * 4096 * 2
 
@@ -171,3 +192,111 @@ def test_every_plan_adds_up(llama, on_gpu, on_host, on_disk, batch):
     assert plan.verdict.fits == all(ledger.free_bytes >= 0 for ledger in plan.devices)
     assert set(plan.placement.device_map.values()) <= {device.name for device in devices}
     assert plan.footprint.low_bytes <= plan.footprint.total_bytes <= plan.footprint.high_bytes
+
+
+def test_each_device_proves_its_sum(llama):
+    """Item by item in bytes, and the sign that says whether it holds."""
+    plan = planned(llama, [gpu(8 * GIB), host(64 * GIB)], context=512)
+    for ledger in plan.devices:
+        terms, _, capacity = ledger.proof.partition(" <= ")
+        items, _, total = terms.partition(" = ")
+        assert int(capacity) == ledger.capacity_bytes
+        assert sum(int(term.split()[1]) for term in items.split(" + ")) == int(total)
+        assert int(total) == ledger.total_bytes
+    assert "reload_buffer 90177536" in plan.devices[0].proof
+    small = planned(llama, [gpu(2 * GIB)])
+    assert " > 2147483648" in small.devices[0].proof
+
+
+def test_a_plan_that_does_not_fit_names_what_binds(llama):
+    """The device, what it offers, and its largest items."""
+    plan = planned(llama, [gpu(4 * GIB), host(4 * GIB)])
+    assert plan.verdict.binding.startswith("cpu offers 4.00 GiB; weights ")
+    assert not planned(llama, [gpu(24 * GIB)]).verdict.binding
+    (change,) = [c for c in plan.verdict.changes if c.option == "host-memory"]
+    again = planned(llama, [gpu(4 * GIB), host(parse_bytes(change.value))])
+    assert again.verdict.fits
+    less = planned(llama, [gpu(4 * GIB), host(parse_bytes(change.value) - GIB // 10)])
+    assert not less.verdict.fits
+
+
+def test_a_plan_says_how_much_more_memory_removes_all_streaming(llama):
+    """And that much does, to the hundredth of a GiB, on one GPU and on two."""
+    for devices in ([gpu(12 * GIB)], [gpu(5 * GIB), gpu(7 * GIB, 1)]):
+        plan = planned(llama, [*devices, host(64 * GIB)])
+        (text,) = plan.verdict.sensitivity
+        assert text.startswith("+")
+        assert "on cuda:0 removes all streaming" in text
+        more = parse_bytes(text[1:].partition(" on")[0])
+        for extra, streams in ((more + GIB // 100, False), (more - GIB // 10, True)):
+            first = gpu(devices[0].capacity_bytes + extra)
+            again = planned(llama, [first, *devices[1:], host(64 * GIB)])
+            assert (
+                bool(again.placement.streamed_bytes_per_token) == streams
+                or again.placement.host_lookup
+            )
+
+
+def test_other_quantizations_are_tried_only_when_nothing_fits(llama):
+    """They are made on demand: reading a model twice is not free."""
+    made = []
+
+    def half():
+        made.append(1)
+        return replace(llama, tensors=tuple(replace(t, bytes=t.bytes // 2) for t in llama.tensors))
+
+    work = complete({"context": 512}, llama)
+    assert make_plan(llama, work, [gpu(24 * GIB)], quants={"int8": half}).verdict.fits
+    assert not made
+    plan = make_plan(llama, work, [gpu(9 * GIB)], quants={"int8": half})
+    assert ("quant", "int8") in {(c.option, c.value) for c in plan.verdict.changes}
+
+
+def test_pins_are_kept_or_refused(llama):
+    """A module, all below one, a GPU by its number; and what cannot be kept is an error."""
+    devices = [gpu(24 * GIB), host(64 * GIB)]
+    pins = ("model.layers.3=cpu", "lm_head=cpu", "model.layers.3.mlp=0")
+    where = planned(llama, devices, pin=pins).placement.device_map
+    assert where["lm_head"] == "cpu"
+    assert where["model.layers.3.self_attn.q_proj"] == "cpu"
+    assert where["model.layers.3.mlp.up_proj"] == "cuda:0"
+    assert where["model.layers.4"] == "cuda:0"
+    two = [gpu(24 * GIB), gpu(24 * GIB, 1), host(64 * GIB)]
+    where = planned(llama, two, pin=("model.layers.31=cuda:0",)).placement.device_map
+    assert where["model.layers.31"] == "cuda:0"
+    for pin, text in (
+        ("lm_head", "does not name a module and a device"),
+        ("lm_head=cuda:7", "does not name a module and a device"),
+        ("lm_heat=cpu", "the model has no module lm_heat"),
+        ("lm_head.weight=cpu", "lm_head.weight moves with all of lm_head"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            planned(llama, devices, pin=(pin,))
+
+
+def test_the_buffers_of_split_modules_are_where_they_run(tmp_path):
+    """accelerate#4014: tables of 64 MiB in modules that are streamed stay on the GPU."""
+    spec = resolve(str(write_llama(tmp_path, TINY)))
+    tables = tuple(
+        Tensor(
+            name=f"model.layers.{i}.mlp.up_proj.table",
+            shape=(64 * MIB,),
+            dtype="int8",
+            bytes=64 * MIB,
+            kind="buffer",
+        )
+        for i in range(2)
+    )
+    spec = replace(spec, tensors=(*spec.tensors, *tables), exact_modules=True)
+    plan = planned(spec, [gpu(2 * GIB), host(GIB)], pin=("model.layers.1=cpu",))
+    assert plan.devices[0].parts["buffers"] == 128 * MIB
+    two = planned(spec, [gpu(2 * GIB), gpu(2 * GIB, 1)], pin=("model.layers.1=1",))
+    assert [x.parts["buffers"] for x in two.devices] == [64 * MIB, 64 * MIB]
+
+
+def test_a_gpu_is_never_left_unused_in_silence(llama):
+    """Where no buffer fits, the plan says so; where one does, something is resident."""
+    for size in range(1, 9):
+        plan = planned(llama, [gpu(size * GIB), host(64 * GIB)], context=256)
+        assert "cuda:0" in set(plan.placement.device_map.values())
+        assert plan.verdict.fits == (plan.devices[0].free_bytes >= 0)

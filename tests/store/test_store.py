@@ -266,7 +266,7 @@ def test_a_newer_database_is_refused_by_all(writer, database):
 def test_a_failed_write_keeps_what_was_committed_and_the_next_one_works(writer, reader):
     """As on a full disk: the page limit stands for it."""
     writer.write_samples([make_sample(1)])
-    connection = writer._connection
+    connection = writer._core.connection
     pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
     connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     connection.rollback()

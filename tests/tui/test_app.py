@@ -1,42 +1,19 @@
-"""The dashboard in a headless terminal: what is on screen, at which size, after which key."""
+"""The dashboard's behaviour: keys, states, what is written, what is survived."""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import sqlite3
 from dataclasses import replace
 
 import pytest
-from factories import T0, make_device, make_phase, make_plan, make_run, make_sample
-from goldens import check_golden
-from memplan_tui.app import MemplanApp
+from factories import T0, make_device, make_plan, make_run, make_sample
 from memplan_tui.messages import Polled
+from textual.widgets import Input
+from tui_stage import NOW, S, app_on, fill, text_of, until
 
 from memplan.store.writer import LocalWriter
 from memplan.units import GIB, MIB
-
-NOW = T0 + 120 * 10**9
-S = 10**9
-
-
-def fill(database):
-    """Store a finished run with a plan and a running one without."""
-    with LocalWriter(database) as writer:
-        writer.save_plan(make_plan())
-        writer.save_run(make_run(command=("python", "generate.py")))
-        running = {"status": "running", "ended_ns": None, "exit_code": None}
-        writer.save_run(make_run(id="r-2", plan_id=None, started_ns=T0 + 100 * S, **running))
-        writer.save_phases([make_phase()])
-        for i in range(120):
-            value = (300 + 310 * min(i, 40) // 40) * MIB
-            host = {"run_id": None, "entity": "host", "seconds": i}
-            writer.write_samples(
-                [
-                    make_sample(value, seconds=i / 2),
-                    make_sample(value, seconds=i / 2, metric="hwm_bytes"),
-                    make_sample(24 * GIB, metric="total_bytes", **host),
-                    make_sample(14 * GIB, metric="available_bytes", **host),
-                ]
-            )
 
 
 @pytest.fixture
@@ -47,149 +24,170 @@ def database(tmp_path, monkeypatch):
     return path
 
 
-def app_on(database, **options):
-    return MemplanApp(database, unit="MiB", now_ns=lambda: NOW, **options)
-
-
-def text_of(app):
-    strips = app.screen._compositor.render_strips()
-    lines = ["".join(segment.text for segment in strip).rstrip() for strip in strips]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-async def until(app, condition, what="the screen"):
-    """Wait until a condition on the screen's text holds."""
-    for _ in range(200):
-        if condition(text_of(app)):
-            return text_of(app)
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{what} never came:\n{text_of(app)}")
-
-
-@pytest.mark.parametrize("size", [(80, 24), (120, 30), (200, 50)])
-@pytest.mark.parametrize("colour", [True, False])
-async def test_live_looks_like_this(database, size, colour, monkeypatch):
-    """Machine, runs, devices, chart; without colour the text is the same."""
-    if not colour:
-        monkeypatch.setenv("NO_COLOR", "1")
-    app = app_on(database)
-    async with app.run_test(size=size) as pilot:
-        await until(app, lambda text: "r-1" in text)
-        await pilot.press("down")
-        text = await until(app, lambda text: "within plan" in text)
-        await pilot.pause()
-        check_golden(f"live_{size[0]}x{size[1]}.txt", text_of(app))
-    assert "MiB" in text
-
-
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_compare_looks_like_this(database, size):
-    """Part by part, the unaccounted line, the verdict in words."""
-    app = app_on(database)
-    async with app.run_test(size=size) as pilot:
-        await until(app, lambda text: "r-1" in text)
-        await pilot.press("down")
-        await until(app, lambda text: "within plan" in text)
-        await pilot.press("2")
-        await until(app, lambda text: "WITHIN" in text)
-        await pilot.pause()
-        check_golden(f"compare_{size[0]}x{size[1]}.txt", text_of(app))
-
-
-async def test_ascii_terminals_get_no_braille(database):
-    """Only characters that every terminal has in the chart."""
-    app = app_on(database, unicode=False)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await until(app, lambda text: "r-1" in text)
-        await pilot.press("down")
-        text = await until(app, lambda text: "*" in text)
-        assert not any(0x2800 <= ord(char) <= 0x28FF for char in text)
-
-
 async def test_every_key_does_something_visible(database):
-    """Unit, colours, hold, help, compare, back, older and newer run, device."""
+    """Unit, colours, hold, window, help, older and newer run."""
     app = app_on(database)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(app, lambda text: "peak in MiB" in text)
+        await until(app, "used by all")
+        await pilot.press("o")
+        await until(app, "run r-1")
         await pilot.press("u")
-        await until(app, lambda text: "peak in GB" in text)
+        await until(app, "plan 0.62 GB")
         theme = app.theme
         await pilot.press("t")
         assert app.theme != theme
         await pilot.press("space")
-        await until(app, lambda text: "HELD" in text)
+        await until(app, "HELD")
         await pilot.press("space")
         await until(app, lambda text: "HELD" not in text)
+        await pilot.press("left_square_bracket")
+        await until(app, " 1 min")
         await pilot.press("question_mark")
-        await until(app, lambda text: "changes nothing" in text)
+        await until(app, "changes")
         await pilot.press("escape")
-        await until(app, lambda text: "changes nothing" not in text)
-        await pilot.press("enter")
-        await until(app, lambda text: "compare   run r-2" in text)
+        await until(app, lambda text: "changes" not in text)
+        await pilot.press("o")
+        await until(app, "run r-0")
         await pilot.press("n")
-        await until(app, lambda text: "compare   run r-1" in text)
-        await pilot.press("p")
-        await until(app, lambda text: "compare   run r-2" in text)
-        await pilot.press("escape")
-        await until(app, lambda text: "runs, newest first" in text)
+        await until(app, "run r-1")
+        await pilot.press("n")
+        await until(app, "this machine")
         await pilot.press("q")
     assert app.return_code == 0
 
 
-def test_every_binding_has_a_name_and_a_sentence():
-    """So that it can be moved, and found in the footer or the palette."""
-    from memplan_tui.screens.compare import CompareScreen
-    from memplan_tui.screens.help import HelpScreen
-    from memplan_tui.screens.live import LiveScreen
-
-    seen = set()
-    for owner in (MemplanApp, LiveScreen, CompareScreen, HelpScreen):
-        for binding in owner.BINDINGS:
-            assert binding.id
-            assert binding.description
-            assert binding.id not in seen
-            seen.add(binding.id)
+async def test_a_moved_key_moves(database):
+    """By the name that the config gives; the old key is then free."""
+    app = app_on(database, moved={"app.runs": "f6"})
+    async with app.run_test(size=(120, 30)) as pilot:
+        text = await until(app, "this machine")
+        assert "f6 Runs" in text
+        await pilot.press("4")
+        await pilot.pause()
+        assert "of 2 runs" not in text_of(app)
+        await pilot.press("f6")
+        await until(app, "of 2 runs")
 
 
-async def test_no_database_yet_says_what_to_type_and_fills_itself_later(tmp_path):
+async def test_the_palette_runs_actions_by_name(database):
+    """Typed in part, with a sentence for each."""
+    app = app_on(database)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(app, "this machine")
+        await pilot.press("ctrl+p")
+        await until(app, "Find an action")
+        app.screen.query_one(Input).value = "fleet"
+        await until(app, "All machines that the database knows.")
+        await pilot.press("enter")
+        await until(app, "machines: 2")
+
+
+async def test_runs_are_filtered_sorted_marked_and_opened(database):
+    """By the keys of that screen."""
+    app = app_on(database)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(app, "this machine")
+        await pilot.press("4")
+        text = await until(app, "r-0")
+        assert text.index("r-1") < text.index("r-0")
+        await pilot.press("S")
+        await until(app, lambda text: text.index("r-1") > text.index("r-0"))
+        await pilot.press("x", "down", "x")
+        text = await until(app, "side by side")
+        assert "exit 9" in text
+        await pilot.press("s", "s")
+        await until(app, "by status")
+        await pilot.press("slash")
+        await until(app, "hold these words")
+        await pilot.press(*"node2", "enter")
+        text = await until(app, "1 of 2 runs")
+        assert "r-1  " not in text.split("side by side", maxsplit=1)[0]
+        await pilot.press("enter")
+        await until(app, "Compare   run r-0")
+
+
+async def test_a_machine_of_the_fleet_opens_its_runs(database):
+    """With its name as the filter."""
+    app = app_on(database)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(app, "this machine")
+        await pilot.press("5")
+        await until(app, "machines: 2")
+        await pilot.press("down", "enter")
+        await until(app, "1 of 2 runs")
+
+
+async def test_export_writes_curves_facts_and_the_screen(database, tmp_path):
+    """And never over a file that is there."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    app = app_on(database, folder=folder)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await until(app, "used by all")
+        await pilot.press("o")
+        await until(app, "run r-1")
+        await pilot.press("e")
+        await until(app, "Written")
+        await pilot.press("e")
+        await pilot.pause()
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 6
+    (curves,) = [path for path in folder.glob("*.csv") if "-2" not in path.name[-6:]]
+    rows = curves.read_text().splitlines()
+    assert rows[0] == "t_ns,device,bytes"
+    assert rows[1] == f"{T0},cpu,{300 * MIB}"
+    assert len(rows) == 121
+    facts = json.loads(curves.with_suffix(".json").read_text())
+    assert facts["schema"] == "memplan.window/1"
+    assert facts["comparison"]["devices"][0]["peak_bytes"] == 610 * MIB
+    assert curves.with_suffix(".svg").read_text().startswith("<svg")
+
+
+async def test_no_database_yet_fills_itself_later(tmp_path):
     """The screen does not have to be opened again."""
     path = tmp_path / "m.db"
     app = app_on(path, interval_s=0.05)
     async with app.run_test(size=(80, 24)):
-        text = await until(app, lambda text: "There is no database" in text)
+        text = await until(app, "There is no database")
         assert "memplan run -- COMMAND" in text
         LocalWriter(path).close()
-        await until(app, lambda text: "No run has been stored yet" in text)
+        await until(app, "No run has been stored yet")
         with LocalWriter(path) as writer:
             writer.save_run(make_run(plan_id=None))
-        await until(app, lambda text: "r-1" in text)
+            app._poller._listed_ns = None
+        await until(app, "run r-1")
 
 
-async def test_a_database_that_is_taken_away_and_comes_back_is_survived(tmp_path):
-    """An error is a state of the screen, no end of it."""
+async def test_a_database_taken_away_in_mid_run_keeps_its_picture(tmp_path):
+    """Gone, damaged, back: a state each, with what was read last still on the screen."""
     path = tmp_path / "m.db"
     fill(path)
     app = app_on(path, interval_s=0.05)
-    async with app.run_test(size=(80, 24)):
-        await until(app, lambda text: "r-1" in text)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await until(app, "used by all")
+        await pilot.press("o")
+        await until(app, "within plan")
         path.rename(tmp_path / "away.db")
-        await until(app, lambda text: "There is no database" in text)
+        text = await until(app, "Database gone")
+        assert "within plan" in text
         path.write_bytes(b"not a database at all, but long enough " * 50)
-        await until(app, lambda text: "cannot be read" in text)
+        await until(app, "Database cannot be read")
         (tmp_path / "away.db").replace(path)
-        await until(app, lambda text: "r-1" in text)
+        text = await until(app, lambda text: "Database" not in text)
+        assert "within plan" in text
 
 
-async def test_a_run_without_samples_and_without_a_plan_says_so(tmp_path):
-    """n/a, never 0."""
+async def test_a_database_of_a_newer_memplan_says_so(tmp_path):
+    """With what to do, and no traceback."""
     path = tmp_path / "m.db"
-    with LocalWriter(path) as writer:
-        writer.save_run(make_run(plan_id=None))
+    fill(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    connection.close()
     app = app_on(path)
     async with app.run_test(size=(80, 24)):
-        text = await until(app, lambda text: "no samples of this run" in text)
-        assert "no plan" in text
-        assert "n/a" in text
+        text = await until(app, "newer memplan")
+        assert "Try:" in text
 
 
 async def test_a_live_run_moves(tmp_path):
@@ -201,59 +199,92 @@ async def test_a_live_run_moves(tmp_path):
         writer.save_run(run)
         writer.write_samples([make_sample(100 * MIB)])
         async with app.run_test(size=(80, 24)):
-            await until(app, lambda text: "100.0" in text)
+            await until(app, "100.0")
             writer.write_samples([make_sample(222 * MIB, seconds=1)])
-            await until(app, lambda text: "222.0" in text)
+            await until(app, "222.0")
             writer.save_run(replace(run, status="failed", exit_code=9, ended_ns=T0 + 2 * S))
-            await until(app, lambda text: "exit 9" in text)
+            await until(app, "exit 9")
+
+
+def gpu_samples(writer, *, tree=True):
+    """Store a host with a GPU; `tree`: with the run's own share of it."""
+    writer.save_devices([make_device(name="cuda:0", kind="gpu", uuid="GPU-1", label="RTX 4090")])
+    host = {"run_id": None, "seconds": 1}
+    samples = [
+        make_sample(24 * GIB, entity="host", metric="total_bytes", **host),
+        make_sample(14 * GIB, entity="host", metric="available_bytes", **host),
+        make_sample(10 * GIB, entity="host", metric="used_bytes", **host),
+        make_sample(24 * GIB, entity="gpu:GPU-1", metric="total_bytes", **host),
+        make_sample(6 * GIB, entity="gpu:GPU-1", metric="used_bytes", **host),
+        make_sample(1 * GIB),
+    ]
+    if tree:
+        samples.append(make_sample(5 * GIB, entity="gpu:GPU-1/tree", metric="used_bytes"))
+    writer.write_samples(samples)
 
 
 async def test_gpus_have_a_line_each(tmp_path):
-    """With their names, used and total."""
+    """With the run's share, and what everybody uses of all."""
     path = tmp_path / "m.db"
     with LocalWriter(path) as writer:
         writer.save_run(make_run(plan_id=None))
-        writer.save_devices(
-            [make_device(name="cuda:0", kind="gpu", uuid="GPU-1", label="RTX 4090")]
-        )
-        host = {"run_id": None, "seconds": 1}
-        writer.write_samples(
-            [
-                make_sample(24 * GIB, entity="host", metric="total_bytes", **host),
-                make_sample(14 * GIB, entity="host", metric="available_bytes", **host),
-                make_sample(24 * GIB, entity="gpu:GPU-1", metric="total_bytes", **host),
-                make_sample(6 * GIB, entity="gpu:GPU-1", metric="used_bytes", **host),
-                make_sample(5 * GIB, entity="gpu:GPU-1/tree", metric="used_bytes"),
-            ]
-        )
+        gpu_samples(writer)
+    app = app_on(path, unit="GiB")
+    async with app.run_test(size=(100, 30)):
+        text = await until(app, "run r-1")
+        line = next(line for line in text.splitlines() if line.startswith(" cuda:0"))
+        assert line.split()[1:4] == ["5.00", "5.00", "6.00/24.00"]
+
+
+async def test_memory_that_the_driver_does_not_tell_by_process_is_not_zero(tmp_path):
+    """N/A, with the words for it: WSL2 and containers."""
+    path = tmp_path / "m.db"
+    plan = make_plan()
+    gpu = replace(plan.devices[0], name="cuda:0", kind="gpu")
+    with LocalWriter(path) as writer:
+        writer.save_plan(replace(plan, devices=(gpu,)))
+        writer.save_run(make_run())
+        gpu_samples(writer, tree=False)
+    app = app_on(path, unit="GiB")
+    async with app.run_test(size=(120, 30)):
+        text = await until(app, "run r-1")
+        assert "N/A per process" in text
+
+
+async def test_states_of_the_machine_are_said(tmp_path):
+    """No GPU; a sampler that is silent for long."""
+    path = tmp_path / "m.db"
+    fill(path)
     app = app_on(path)
     async with app.run_test(size=(100, 30)):
-        text = await until(app, lambda text: "RTX 4090" in text)
-        assert "6144.0 of 24576.0 MiB used (25 %)" in text
-        assert "cuda:0" in text
+        await until(app, "No NVIDIA driver found; showing host memory only.")
+    late = app_on(path, now_ns=lambda: NOW + 40 * S)
+    async with late.run_test(size=(100, 30)):
+        await until(late, "Last sample 41 s ago: nothing is sampling.")
+
+
+async def test_a_thousand_updates_change_nothing_but_the_picture(database):
+    """No growth: widgets, timers and curves stay what they are."""
+    app = app_on(database)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(app, "used by all")
+        await pilot.press("o")
+        await until(app, "run r-1")
+        widgets, drawn = len(app.screen.query("*")), text_of(app)
+        for _ in range(1000):
+            app.on_polled(Polled(app.snapshot))
+        await pilot.pause()
+        assert len(app.screen.query("*")) == widgets
+        assert text_of(app) == drawn
 
 
 async def test_an_answer_that_comes_while_the_program_ends_is_let_go(database):
     """Textual takes a screen's widgets away before the screen, and messages still come."""
     app = app_on(database)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(app, lambda text: "r-1" in text)
-        for key in ("1", "2"):
+        await until(app, "this machine")
+        for key in "12345":
             await pilot.press(key)
+            await pilot.pause()
             await app.screen.query("*").remove()
             app.on_polled(Polled(app.snapshot))
-
-
-async def test_a_window_can_be_made_smaller_and_larger(database):
-    """Nothing crashes at any size."""
-    app = app_on(database)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await until(app, lambda text: "r-1" in text)
-        for size in ((30, 8), (200, 60), (20, 5), (80, 24)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
-        await pilot.press("2")
-        for size in ((30, 8), (200, 60), (20, 5), (80, 24)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
-        await until(app, lambda text: "compare" in text)

@@ -1,1 +1,1 @@
-"""."""
+"""The five screens, and the two pages over them."""

@@ -1,50 +1,75 @@
-"""Help: what the screens show and every key."""
+"""Help: a page over the screen."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from memplan_tui.canvas import Canvas
+from memplan_tui.keys import bindings, footer
+from memplan_tui.lines import Line, ends
+from memplan_tui.text import tr
+from memplan_tui.views.help import help_lines
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.screen import Screen
 
 __all__ = ["HelpScreen"]
 
-_TEXT = """\
-memplan shows plans beside measurements. It reads the database and changes nothing.
 
-1         Live: the machine, the runs, the selected run against its plan
-2, enter  Compare: planned and measured, part by part, and what nothing explains
-up, down  select a run (Live), move in the table (Compare)
-n, p      an older, a newer run (Compare)
-d         draw the next device (Live)
-u         unit: GiB, MiB, GB (1 GiB = 1024^3 bytes)
-t         colours: dark, light, high contrast
-space     hold the picture still; sampling goes on
-ctrl+p    all actions by name
-?         this page
-q         leave (escape goes back)
+class HelpScreen(Screen[None]):
+    """Keys and signs."""
 
-measured  the process tree's resident memory, or the GPU's memory of the tree
-- -       the planned peak       . .  the ends of its band
-n/a       not available: nobody measured or planned it; never to be read as 0
-gap       measured less planned; = means equal to the byte
+    DEFAULT_CSS = """
+    HelpScreen { background: $background; layout: vertical; }
+    HelpScreen > #status { height: 1; }
+    HelpScreen > #body { height: 1fr; margin: 0 1; }
+    HelpScreen > #keys { height: 1; margin: 0 1; }
+    """
+    BINDINGS = [*bindings("help")]  # noqa: RUF012
 
-The same facts as text: memplan tui --plain, memplan compare last
-escape closes this page.
-"""
+    def __init__(self, screen: str, moved: dict[str, str], *, unicode: bool) -> None:
+        """Set up.
 
-
-class HelpScreen(ModalScreen[None]):
-    """A page of text over the screen."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,question_mark", "dismiss", "Close", id="help.close"),
-    ]
+        Args:
+            screen: where help was asked for.
+            moved: keys that the config moved.
+            unicode: False = ASCII alone.
+        """
+        super().__init__()
+        self._screen = screen
+        self._moved = moved
+        self._unicode = unicode
+        self._first = 0
 
     def compose(self) -> ComposeResult:
         """Lay out."""
-        with VerticalScroll(id="help"):
-            yield Static(_TEXT, markup=False)
+        yield Canvas(unicode=self._unicode, id="status", base="status")
+        yield Canvas(unicode=self._unicode, id="body")
+        yield Canvas(unicode=self._unicode, id="keys")
+
+    def on_mount(self) -> None:
+        """Draw."""
+        self.call_after_refresh(self.show)
+
+    def on_resize(self) -> None:
+        """Draw anew."""
+        self.call_after_refresh(self.show)
+
+    def show(self) -> None:
+        """Draw the part of the page that fits."""
+        width, height = self.size.width - 2, self.size.height - 2
+        lines = help_lines(self._screen, self._moved, width)
+        self._first = min(max(self._first, 0), max(len(lines) - height, 0))
+        shown: list[Line] = lines[self._first : self._first + height]
+        below = len(lines) - self._first - height
+        note = tr("{n} more lines: down").format(n=below) if below > 0 else ""
+        title: Line = [(" memplan  " + tr("Help"), "")]
+        self.query_one("#status", Canvas).show([ends(title, [(f"{note} ", "")], self.size.width)])
+        self.query_one("#body", Canvas).show(shown)
+        self.query_one("#keys", Canvas).show([footer("help", self._moved, width, own=True)])
+
+    def action_scroll(self, step: int) -> None:
+        """Show lines above or below."""
+        self._first += step * max(self.size.height // 2, 1)
+        self.show()
+
+    def action_close(self) -> None:
+        """Go back."""
+        self.dismiss()

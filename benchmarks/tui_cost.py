@@ -1,0 +1,303 @@
+"""What the dashboard costs: first screen, idle CPU, memory, bytes to the terminal, a key press.
+
+    .venv/bin/python benchmarks/tui_cost.py [--samples N] [--seconds S] [--database FILE]
+
+The database holds N samples of a machine with 8 GPUs (default 10 million; FILE keeps it for the
+next time), a run of them goes on at 1 Hz while the dashboard watches. memray's live screen is
+measured in the same run where it is installed. First screen = from exec to a known word on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib.util
+import os
+import pty
+import select
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from memplan.cli.whatif import WhatIf
+from memplan.store.writer import LocalWriter
+from memplan.types import Device, Plan, Run, Sample, Series
+from memplan.units import GIB, MIB
+
+GPUS = 8
+SIZES = ((80, 24), (200, 50))
+STARTS = 5
+WARM_S = 8.0
+NS = 10**9
+TICKS = 2000
+"""Instants that are written in one transaction."""
+
+
+@dataclass
+class Cost:
+    """What one program cost."""
+
+    first_s: float
+    start_cpu_s: float
+    idle_percent: float
+    rss_mb: float
+    bytes_per_s: float
+
+
+def series() -> list[Series]:
+    """Return the machine's series."""
+    found = [
+        Series(run_id=None, entity="host", metric=metric)
+        for metric in ("total_bytes", "available_bytes", "used_bytes")
+    ]
+    for i in range(GPUS):
+        found += [
+            Series(run_id=None, entity=f"gpu:GPU-{i}", metric=metric)
+            for metric in ("total_bytes", "used_bytes", "free_bytes")
+        ]
+    return found
+
+
+def machine_samples(t_ns: int, tick: int, known: list[Series]) -> list[Sample]:
+    """Return one instant of the machine."""
+    values = {"total_bytes": 80 * GIB, "used_bytes": (20 + tick % 40) * GIB}
+    free = values["total_bytes"] - values["used_bytes"]
+    values |= {"available_bytes": free, "free_bytes": free}
+    return [Sample(series=s, t_ns=t_ns, value=values[s.metric]) for s in known]
+
+
+def fill(database: Path, samples: int) -> float:
+    """Write the samples; return the seconds that it took."""
+    known = series()
+    ticks = samples // len(known)
+    begin = time.time_ns() - ticks * NS
+    started = time.perf_counter()
+    with LocalWriter(database) as writer:
+        writer.save_devices(
+            [
+                Device(
+                    name=f"cuda:{i}",
+                    kind="gpu",
+                    capacity_bytes=80 * GIB,
+                    uuid=f"GPU-{i}",
+                    label="H100",
+                )
+                for i in range(GPUS)
+            ]
+        )
+        for first in range(0, ticks, TICKS):
+            batch: list[Sample] = []
+            for tick in range(first, min(first + TICKS, ticks)):
+                batch += machine_samples(begin + tick * NS, tick, known)
+            writer.write_samples(batch)
+    return time.perf_counter() - started
+
+
+def feed(database: Path, stop: threading.Event) -> None:
+    """Write a run with 8 GPUs and the machine, once a second, until told to stop."""
+    known = series()
+    run = Run(
+        id="r-bench",
+        plan_id=None,
+        command=("python", "train.py"),
+        host="bench",
+        pid=1,
+        started_ns=time.time_ns(),
+    )
+    own = [Series(run_id=run.id, entity="tree", metric="rss_bytes")]
+    own += [
+        Series(run_id=run.id, entity=f"gpu:GPU-{i}/tree", metric="used_bytes") for i in range(GPUS)
+    ]
+    own += [
+        Series(run_id=run.id, entity=f"process:{pid}", metric="rss_bytes") for pid in range(2, 10)
+    ]
+    with LocalWriter(database) as writer:
+        writer.save_run(run)
+        tick = 0
+        while not stop.wait(1.0):
+            now, tick = time.time_ns(), tick + 1
+            batch = machine_samples(now, tick, known)
+            batch += [Sample(series=s, t_ns=now, value=(500 + tick % 90) * MIB) for s in own]
+            writer.write_samples(batch)
+
+
+def measured(
+    command: list[str], sign: bytes, size: tuple[int, int], seconds: float, env: dict[str, str]
+) -> Cost:
+    """Start a program in a terminal of its own, wait for a word, then let it stand."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, env=env, start_new_session=True
+    )
+    os.close(side)
+    try:
+        first = _until(main, sign, started)
+        tree = psutil.Process(process.pid)
+        start_cpu = _cpu(tree)
+        if not seconds:
+            return Cost(first, start_cpu, 0.0, 0.0, 0.0)
+        _drain(main, WARM_S)
+        before, began = _cpu(tree), time.perf_counter()
+        count = _drain(main, seconds)
+        took = time.perf_counter() - began
+        idle = 100 * (_cpu(tree) - before) / took
+        memory = sum(p.memory_info().rss for p in (tree, *tree.children(recursive=True)))
+        return Cost(first, start_cpu, idle, memory / 1e6, count / took)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+
+
+def _cpu(process: psutil.Process) -> float:
+    total = 0.0
+    for found in (process, *process.children(recursive=True)):
+        times = found.cpu_times()
+        total += times.user + times.system
+    return total
+
+
+def _until(fd: int, sign: bytes, started: float) -> float:
+    seen = b""
+    while sign not in seen:
+        if time.perf_counter() - started > 120:
+            raise SystemExit(f"{sign!r} never came: {seen[-2000:]!r}")
+        if select.select([fd], [], [], 0.05)[0]:
+            seen = (seen + os.read(fd, 65536))[-200_000:]
+    return time.perf_counter() - started
+
+
+def _drain(fd: int, seconds: float) -> int:
+    count, end = 0, time.perf_counter() + seconds
+    while (left := end - time.perf_counter()) > 0:
+        if select.select([fd], [], [], left)[0]:
+            count += len(os.read(fd, 65536))
+    return count
+
+
+def what_if() -> tuple[float, float, str]:
+    """Return median and worst CPU seconds of a key press on a 70B plan, and the worst key."""
+    from memplan.cli.build import build_plan
+    from memplan.cli.main import cli
+
+    words = ["llama-3.1-70b", "--device", "h100", "--gpus", "2", "--host-memory", "128GiB"]
+    command = cli.get_command(None, "plan")  # type: ignore[arg-type]
+    assert command is not None
+    context = command.make_context("plan", [*words, "--disk", "0"])
+    extra = ("save", "as_json", "plain", "quiet", "unit")
+    options = {name: value for name, value in context.params.items() if name not in extra}
+    plan = build_plan(options)
+    planner = WhatIf()
+    planner.prepare(plan)
+    times: list[tuple[float, str]] = []
+    for changes, key in presses(planner, plan):
+        began = time.process_time()
+        planner.replan(plan, changes)
+        times.append((time.process_time() - began, key))
+    worst, key = max(times)
+    return statistics.median(t for t, _ in times), worst, key
+
+
+def presses(planner: WhatIf, plan: Plan) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield the choices after each of 60 keys, as a person presses them: each option in turn."""
+    now, choices = dict(planner.current(plan)), planner.choices(plan)
+    names = ["quant", "context", "context", "batch", "device", "quant", "gpus", "batch"]
+    for name in (names[i % len(names)] for i in range(60)):
+        values = choices[name]
+        now[name] = values[(values.index(now[name]) + 1) % len(values)]
+        own = planner.current(plan)
+        yield {k: v for k, v in now.items() if v != own[k]}, f"{name} {now[name]}"
+
+
+def row(name: str, value: str, target: str) -> None:
+    """Print one line."""
+    print(f"{name:<44} {value:>16}   target {target}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--database", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        database = arguments.database or Path(folder) / "m.db"
+        if not database.exists():
+            took = fill(database, arguments.samples)
+            print(f"{arguments.samples:,} samples written in {took:.0f} s")
+        print(f"database: {database.stat().st_size / 1e6:.0f} MB, load {os.getloadavg()[0]:.1f}")
+        dashboard(database, arguments.seconds)
+    median, worst, key = what_if()
+    row("what-if, 70B, CPU per key press, median", f"{1e3 * median:.0f} ms", "< 50 ms")
+    row(f"what-if, the worst ({key})", f"{1e3 * worst:.0f} ms", "< 50 ms")
+    peer(arguments.seconds)
+
+
+def dashboard(database: Path, seconds: float) -> None:
+    """Measure memplan's own."""
+    env = {**os.environ, "MEMPLAN_DATABASE": str(database), "COLORTERM": "truecolor"}
+    env = {**env, "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "memplan", "tui"]
+    stop = threading.Event()
+    writer = threading.Thread(target=feed, args=(database, stop))
+    writer.start()
+    try:
+        time.sleep(3)
+        starts = [measured(command, b"used by all", SIZES[0], 0, env) for _ in range(STARTS)]
+        first = statistics.median(cost.first_s for cost in starts)
+        cpu = statistics.median(cost.start_cpu_s for cost in starts)
+        row("memplan: first screen, median", f"{first:.2f} s", "< 0.6 s")
+        row("memplan: CPU to the first screen, median", f"{cpu:.2f} s", "-")
+        for size in SIZES:
+            _show("memplan", size, measured(command, b"used by all", size, seconds, env))
+    finally:
+        stop.set()
+        writer.join()
+
+
+def peer(seconds: float) -> None:
+    """Measure memray's live screen, where it is installed."""
+    if importlib.util.find_spec("memray") is None:
+        print("memray is not installed: pip install memray")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "target.py"
+        script.write_text(
+            "import time\nkept = []\nwhile True:\n    kept.append(bytearray(10**5))\n"
+            "    del kept[:-50]\n    time.sleep(0.05)\n"
+        )
+        env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        command = [sys.executable, "-m", "memray", "run", "--live", str(script)]
+        for size in SIZES:
+            cost = measured(command, b"Heap", size, seconds, env)
+            row(f"memray: first screen {size[0]}x{size[1]}", f"{cost.first_s:.2f} s", "-")
+            _show("memray", size, cost)
+
+
+def _show(name: str, size: tuple[int, int], cost: Cost) -> None:
+    ours = name == "memplan"
+    where = f"{name} {size[0]}x{size[1]}"
+    row(f"{where}: idle, share of a core", f"{cost.idle_percent:.2f} %", "< 1.5 %" if ours else "-")
+    row(f"{where}: resident memory", f"{cost.rss_mb:.0f} MB", "< 80 MB" if ours else "-")
+    sent = f"{cost.bytes_per_s / 1e3:.1f} kB/s"
+    row(f"{where}: to the terminal", sent, "< 15 kB/s" if ours else "-")
+
+
+if __name__ == "__main__":
+    if shutil.which("stty") is None:
+        raise SystemExit("this benchmark needs a Unix terminal")
+    main()

@@ -1,0 +1,140 @@
+"""PSS and USS, within a budget: reading them stops the target for a while.
+
+smaps_rollup walks the target's page tables with its memory lock held, about 13 ms per GiB: at ten
+readings a second an 8 GiB process lost nine tenths of its speed at mapping memory. So a reading is
+made only when what it is expected to cost has been saved up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from memplan_daemon.clock import NS, Clock
+from memplan_daemon.proc import Process, kib_fields
+
+__all__ = ["Budget", "Rollups"]
+
+PSS_LARGEST_BYTES = 4 * 1024**3
+"""Larger processes are never asked: the stall would be longer than 50 ms."""
+
+SHARE = 0.005
+"""Part of the time that may go into such readings."""
+
+LONGEST_NS = 60_000_000
+"""Most that is saved up: no series of stalls is longer."""
+
+FIRST_NS_PER_GIB = 15_000_000
+FIRST_NS = 60_000
+"""What a process is expected to cost before it was asked once: measured on torch programs."""
+
+
+class Budget:
+    """Time that may be spent, saved up at SHARE of the time that goes by."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Begin with all that can be saved."""
+        self._clock = clock
+        self._saved_ns = float(LONGEST_NS)
+        self._at_ns = clock.monotonic_ns()
+
+    def allows(self, cost_ns: float) -> bool:
+        """Tell whether so much has been saved."""
+        now = self._clock.monotonic_ns()
+        self._saved_ns = min(self._saved_ns + SHARE * (now - self._at_ns), LONGEST_NS)
+        self._at_ns = now
+        return cost_ns <= self._saved_ns
+
+    def spend(self, cost_ns: float) -> None:
+        """Take off what a reading did cost; that may be more than was there."""
+        self._saved_ns -= cost_ns
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one process."""
+
+    values: dict[str, int] | None = None
+    at_ns: int = -1
+    ns_per_byte: float | None = None
+
+
+@dataclass(slots=True)
+class Rollups:
+    """The readings of one run's processes; each is asked every `interval_s` at most."""
+
+    clock: Clock
+    """Paces and times the readings."""
+    budget: Budget
+    """Shared by all runs."""
+    interval_s: float
+    """Seconds between two readings of one process."""
+    denied: set[int] = field(default_factory=set)
+    """Whose reading was refused in the last `read`."""
+    _known: dict[str, _Known] = field(default_factory=dict)
+
+    def read(
+        self, members: Mapping[int, Process], rss: Mapping[int, int]
+    ) -> dict[int, dict[str, int]]:
+        """Read whom the budget allows, the longest unread first; return what was read now.
+
+        Args:
+            members: the processes.
+            rss: their resident bytes.
+        """
+        labels = {members[pid].label for pid in rss}
+        self._known = {label: self._known.get(label, _Known()) for label in labels}
+        found = {}
+        self.denied = set()
+        for pid in sorted(rss, key=lambda pid: self._of(members[pid]).at_ns):
+            known = self._of(members[pid])
+            if self._due(known) and rss[pid] <= PSS_LARGEST_BYTES:
+                if not self.budget.allows(_expected(known, rss[pid])):
+                    break
+                if values := self._ask(members[pid], known, rss[pid]):
+                    found[pid] = values
+                else:
+                    self.denied.add(pid)
+        return found
+
+    def total(self, members: Mapping[int, Process], pids: Mapping[int, object]) -> dict[str, int]:
+        """Return the sums over all processes; {} unless each was read lately."""
+        oldest = self.clock.monotonic_ns() - round(2 * self.interval_s * NS)
+        known = [self._of(members[pid]) for pid in pids]
+        if any(k.values is None or k.at_ns < oldest for k in known):
+            return {}
+        return {
+            metric: sum((k.values or {})[metric] for k in known)
+            for metric in ("pss_bytes", "uss_bytes")
+        }
+
+    def _of(self, member: Process) -> _Known:
+        return self._known.setdefault(member.label, _Known())
+
+    def _due(self, known: _Known) -> bool:
+        return known.at_ns < 0 or self.clock.monotonic_ns() - known.at_ns >= self.interval_s * NS
+
+    def _ask(self, member: Process, known: _Known, rss: int) -> dict[str, int] | None:
+        begin = self.clock.monotonic_ns()
+        known.values = _rollup(member)
+        known.at_ns = self.clock.monotonic_ns()
+        self.budget.spend(known.at_ns - begin)
+        known.ns_per_byte = (known.at_ns - begin) / max(rss, 1)
+        return known.values
+
+
+def _expected(known: _Known, rss: int) -> float:
+    if known.ns_per_byte is not None:
+        return known.ns_per_byte * rss
+    return FIRST_NS + FIRST_NS_PER_GIB * rss / 1024**3
+
+
+def _rollup(member: Process) -> dict[str, int] | None:
+    fields = kib_fields(member.read("smaps_rollup") or b"")
+    if "Pss" not in fields:
+        return None
+    private = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
+    return {
+        "pss_bytes": fields["Pss"],
+        "uss_bytes": sum(fields.get(name, 0) for name in private),
+    }

@@ -1,0 +1,155 @@
+"""A snapshot as metric families: names, labels and units as Prometheus wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from memplan_daemon.collectors.gpu import GpuCollector
+from memplan_daemon.sampler import Sampler
+from memplan_daemon.snapshot import Key, Snapshot
+
+__all__ = ["Family", "families", "place"]
+
+_UNITS = {
+    "microseconds": ("seconds", 1e-6),
+    "milliwatts": ("watts", 1e-3),
+    "megahertz": ("hertz", 1e6),
+    "percent": ("ratio", 1e-2),
+}
+"""Our unit -> the base unit and the factor."""
+
+_COUNTERS = (
+    "oom_kill_count",
+    "limit_hit_count",
+    "throttled_count",
+    "alloc_retries_count",
+    "ooms_count",
+    "peak_resets_count",
+    "ecc_corrected_count",
+    "ecc_uncorrected_count",
+    "late_ticks_count",
+    "dropped_samples_count",
+    "probe_restarts_count",
+    "stall_some_microseconds",
+    "stall_full_microseconds",
+    "cpu_microseconds",
+    "nvlink_tx_bytes",
+    "nvlink_rx_bytes",
+)
+"""Metrics that only grow."""
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with all its series."""
+
+    name: str
+    """Without "_total"."""
+    help: str
+    """One sentence."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels."""
+    counter: bool = False
+    """It only grows."""
+    series: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
+    """(label values, value)."""
+
+
+def place(key: Key) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
+    """Return (scope, label names, label values) of a series; None for one that is not exported."""
+    run, entity, _ = key
+    if run is None:
+        kind, _, name = entity.partition(":")
+        if kind == "gpu":
+            return "gpu", ("gpu",), (name,)
+        return (entity, (), ()) if entity in ("host", "daemon") else None
+    if entity in ("tree", "cgroup", "workload"):
+        return {"tree": "run"}.get(entity, entity), ("run",), (run,)
+    first, _, second = entity.partition("/")
+    kind, _, name = first.partition(":")
+    if kind == "gpu" and second == "tree":
+        return "run_gpu", ("run", "gpu"), (run, name)
+    if kind == "torch":
+        return "torch", ("run", "device", "pid"), (run, name, "")
+    if kind != "process":
+        return None
+    if second.startswith("gpu:"):
+        return "process_gpu", ("run", "pid", "gpu"), (run, name, second[4:])
+    if second.startswith("torch:"):
+        return "torch", ("run", "device", "pid"), (run, second[6:], name)
+    return ("process", ("run", "pid"), (run, name)) if not second else None
+
+
+def _metric(metric: str) -> tuple[str, float, bool]:
+    """Return (name in base units, factor, does it only grow)."""
+    counter = metric in _COUNTERS
+    stem, _, unit = metric.rpartition("_")
+    if unit == "count":
+        return stem, 1.0, counter
+    if unit in _UNITS:
+        base, factor = _UNITS[unit]
+        return f"{stem}_{base}", factor, counter
+    return metric, 1.0, counter
+
+
+def families(sampler: Sampler, gpus: Sequence[GpuCollector]) -> list[Family]:
+    """Return everything that can be shown now."""
+    snapshot = sampler.board.snapshot()
+    found: dict[str, Family] = {}
+    for key, value in snapshot.values.items():
+        if (where := place(key)) is None or key[2].startswith("final_"):
+            continue
+        scope, labels, values = where
+        stem, factor, counter = _metric(key[2])
+        name = f"memplan_{scope}_{stem}"
+        if name not in found:
+            about = f"{stem.replace('_', ' ')} of one {scope.replace('_', ' of one ')}, as sampled."
+            found[name] = Family(name, about, labels, counter)
+        number = value * factor if factor != 1.0 else value
+        found[name].series.append((values, number))
+    return [*found.values(), *_missing(snapshot), *_devices(gpus), *_own(sampler, snapshot)]
+
+
+def _missing(snapshot: Snapshot) -> Iterable[Family]:
+    family = Family(
+        "memplan_missing",
+        "1 for a number that cannot be read, with the reason.",
+        labels=("run", "entity", "metric", "reason"),
+    )
+    for (run, entity, metric), state in snapshot.gaps.items():
+        family.series.append(((run or "", entity, metric, state), 1))
+    yield family
+
+
+def _devices(gpus: Sequence[GpuCollector]) -> Iterable[Family]:
+    up = Family("memplan_gpu_up", "1 while the device answers.", ("gpu",))
+    info = Family("memplan_gpu_info", "The device's product name.", ("gpu", "name"))
+    for collector in gpus:
+        up.series += [((uuid,), int(s == "ok")) for uuid, s in collector.states.items()]
+        info.series += [((uuid, name), 1) for uuid, name in collector.names.items()]
+    yield up
+    yield info
+
+
+def _own(sampler: Sampler, snapshot: Snapshot) -> Iterable[Family]:
+    counts, budget = sampler.counts, sampler.budget
+    numbers = {
+        "ticks": (counts.ticks, True, "Ticks taken."),
+        "events": (sampler.events.count, True, "Events seen."),
+        "samples_written": (counts.samples_written, True, "Samples that the store has taken."),
+        "lateness_seconds": (counts.lateness_ns / 1e9, False, "Lateness of the newest tick."),
+        "last_tick_timestamp_seconds": (snapshot.t_ns / 1e9, False, "When it ticked last."),
+        "store_up": (int(not sampler.store_error), False, "1 while the store takes samples."),
+        "stretch_ratio": (
+            budget.stretch if budget else 1.0,
+            False,
+            "Intervals are so much longer.",
+        ),
+    }
+    for name, (value, counter, text) in numbers.items():
+        yield Family(f"memplan_sampler_{name}", text, (), counter, [((), value)])
+    info = Family("memplan_run_info", "A run that is watched.", ("run", "pid", "uid"))
+    for run_id, about in snapshot.runs.items():
+        info.series.append(((run_id, str(about.pid), str(about.uid)), 1))
+    yield info

@@ -1,0 +1,49 @@
+"""`python -m memplan_daemon.probe BACKEND DESCRIPTOR`: answers until the daemon closes its end.
+
+A request is {"id": N, "groups": [...]}, the answer {"id": N, "state": ..., ...}; see `answer`.
+Imports as little as it can: its memory counts as the daemon's.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+from typing import Any
+
+__all__ = ["main"]
+
+
+def _backend(name: str) -> Any:
+    if name == "amd":
+        from memplan_daemon.probe.amd import AmdBackend
+
+        return AmdBackend()
+    from memplan_daemon.probe.nvml import NvmlBackend
+
+    return NvmlBackend()
+
+
+def main(name: str, descriptor: int) -> None:
+    """Serve one backend.
+
+    Args:
+        name: "nvml" or "amd".
+        descriptor: our end of a stream socket.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the daemon's to handle
+    backend = _backend(name)
+    with socket.socket(fileno=descriptor) as peer, peer.makefile("rwb") as stream:
+        for line in stream:
+            request = json.loads(line)
+            reply = {"id": request["id"], **backend.read(frozenset(request["groups"]))}
+            stream.write(json.dumps(reply, separators=(",", ":")).encode() + b"\n")
+            stream.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], int(sys.argv[2]))
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)

@@ -1,0 +1,284 @@
+"""NVIDIA: memory, processes and the rest of a GPU's state, by pynvml."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from memplan_daemon.probe.fields import Device, reply
+
+__all__ = ["NvmlBackend"]
+
+_NOT_AVAILABLE = 2**64 - 1
+"""NVML's own mark for "no number", as on Windows, WSL and some MIG set-ups."""
+
+_STATES = {
+    "NVMLError_NotSupported": "not-supported",
+    "NVMLError_FunctionNotFound": "not-supported",
+    "NVMLError_ArgumentVersionMismatch": "not-supported",
+    "NVMLError_NotFound": "not-supported",
+    "NVMLError_NoPermission": "no-permission",
+    "NVMLError_GpuIsLost": "lost",
+    "NVMLError_ResetRequired": "lost",
+}
+
+_RESTART = (
+    "NVMLError_Uninitialized",
+    "NVMLError_InvalidArgument",
+    "NVMLError_DriverNotLoaded",
+    "NVMLError_LibRmVersionMismatch",
+    "NVMLError_Unknown",
+)
+"""Answers after which only a new start of NVML helps (handles die with the driver)."""
+
+_ABSENT = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
+_MOST_MIG = 16
+_MOST_EVENTS = 100
+_EVENT_KINDS = {1: "ecc_single", 2: "ecc_double", 8: "xid"}
+_NVLINK_TX, _NVLINK_RX = 138, 139
+"""NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX and _RX, KiB since the driver was loaded."""
+_ALL_LINKS = 2**32 - 1
+
+
+_Entry = tuple[Any, str, str, str | None]
+"""(handle, UUID, product name, UUID of the GPU that it is a part of)."""
+
+
+class _StaleError(Exception):
+    """Every handle is invalid: start anew."""
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    if _name(error) in _RESTART:
+        raise _StaleError(str(error)) from error
+    if not _name(error).startswith("NVMLError"):
+        raise error
+    return _STATES.get(_name(error), "failed")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+class NvmlBackend:
+    """Keeps NVML open; a request reads what it names.
+
+    Groups: "fast" memory, processes and load; "medium" power, temperature and clocks; "rare" PCIe
+    (20 ms a direction), NVLink and ECC. Events are handed out in every answer, each once. NVML's
+    state is never changed.
+    """
+
+    def __init__(self) -> None:
+        """Load the module; the library is loaded at the first request."""
+        import pynvml
+
+        self._nvml: Any = pynvml
+        self._handles: list[_Entry] = []
+        self._started = False
+        self._driver = ""
+        self._events: Any = None
+        self._counted = 0
+
+    def read(self, groups: frozenset[str]) -> dict[str, Any]:
+        """Return one answer; a driver that was loaded anew is opened anew, once."""
+        for _ in range(2):
+            try:
+                if not self._started:
+                    self._start()
+                if "medium" in groups and self._changed():
+                    self._list()
+                devices = tuple(self._device(*entry, groups) for entry in self._handles)
+                return reply(
+                    "ok", driver=self._driver, devices=devices, events=list(self._new_events())
+                )
+            except _StaleError as stale:
+                problem, absent = str(stale), False
+                self._stop()
+            except self._nvml.NVMLError as error:
+                problem, absent = str(error), _name(error) in _ABSENT
+                self._stop()
+        return reply("absent" if absent else "failed", reason=problem)
+
+    def _start(self) -> None:
+        nvml = self._nvml
+        nvml.nvmlInit()
+        self._started = True
+        self._driver = _text(nvml.nvmlSystemGetDriverVersion())
+        self._list()
+
+    def _stop(self) -> None:
+        self._events, self._handles = None, []
+        if self._started:
+            self._started = False
+            with contextlib.suppress(self._nvml.NVMLError):  # the driver that took it is gone
+                self._nvml.nvmlShutdown()
+
+    def _list(self) -> None:
+        """Take every device's handle anew; the name of a device is its UUID, not its number."""
+        nvml = self._nvml
+        found: list[_Entry] = []
+        self._counted = nvml.nvmlDeviceGetCount()
+        for index in range(self._counted):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+                found.append((handle, uuid, _text(nvml.nvmlDeviceGetName(handle)), None))
+            except nvml.NVMLError as error:
+                _reason(error)
+                continue
+            found += self._mig(handle, uuid)
+        self._handles = found
+        self._listen()
+
+    def _mig(self, handle: Any, parent: str) -> Iterator[_Entry]:
+        nvml = self._nvml
+        for index in range(_MOST_MIG if self._mig_mode(handle) else 0):
+            try:
+                part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+                uuid = _text(nvml.nvmlDeviceGetUUID(part))
+                yield part, uuid, _text(nvml.nvmlDeviceGetName(part)), parent
+            except nvml.NVMLError as error:
+                if _reason(error) != "not-supported":  # NotFound: an empty place
+                    return
+
+    def _mig_mode(self, handle: Any) -> int:
+        try:
+            return int(self._nvml.nvmlDeviceGetMigMode(handle)[0])
+        except self._nvml.NVMLError as error:
+            _reason(error)
+            return 0
+
+    def _changed(self) -> bool:
+        """Tell whether there are other devices or partitions than those that were listed."""
+        if self._nvml.nvmlDeviceGetCount() != self._counted:
+            return True
+        for handle, uuid, _, parent in self._handles:
+            if parent is None:
+                now = {entry[1] for entry in self._mig(handle, uuid)}
+                if now != {entry[1] for entry in self._handles if entry[3] == uuid}:
+                    return True
+        return False
+
+    def _device(
+        self, handle: Any, uuid: str, name: str, parent: str | None, groups: frozenset[str]
+    ) -> Device:
+        device = Device(uuid=uuid, name=name, parent=parent)
+        if "fast" in groups:
+            self._memory(device, handle)
+            if device.state == "lost":
+                return device
+            self._processes(device, handle)
+            rates = self._nvml.nvmlDeviceGetUtilizationRates
+            device.attempt("utilization_percent", lambda: rates(handle).gpu, _reason)
+        if "medium" in groups:
+            self._medium(device, handle)
+        if "rare" in groups:
+            self._rare(device, handle)
+        return device
+
+    def _memory(self, device: Device, handle: Any) -> None:
+        nvml = self._nvml
+        try:
+            try:
+                info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+            except nvml.NVMLError as error:
+                if _reason(error) != "not-supported":
+                    raise
+                info = nvml.nvmlDeviceGetMemoryInfo(handle)  # older drivers: no reserved bytes
+        except nvml.NVMLError as error:
+            device.missing["used_bytes"] = state = _reason(error)
+            device.state = "lost" if state == "lost" else "ok"
+            return
+        for key in ("total", "used", "free", "reserved"):
+            value = getattr(info, key, None)
+            device.take(f"{key}_bytes", None if value == _NOT_AVAILABLE else value)
+
+    def _processes(self, device: Device, handle: Any) -> None:
+        """Add (pid, bytes); one that is in both lists has the same bytes in each."""
+        found: dict[int, int | None] = {}
+        listed = False
+        for kind in ("Compute", "Graphics"):
+            try:
+                entries = getattr(self._nvml, f"nvmlDeviceGet{kind}RunningProcesses")(handle)
+            except self._nvml.NVMLError as error:
+                device.missing[f"{kind.lower()}_processes"] = _reason(error)
+                continue
+            listed = True
+            for entry in entries:
+                value = None if entry.usedGpuMemory == _NOT_AVAILABLE else entry.usedGpuMemory
+                known = found.get(entry.pid)
+                found[entry.pid] = known if value is None else max(int(value), known or 0)
+        device.processes = list(found.items()) if listed else None
+
+    def _medium(self, device: Device, handle: Any) -> None:
+        nvml = self._nvml
+        reads = {
+            "power_milliwatts": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
+            "power_limit_milliwatts": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle),
+            "temperature_celsius": lambda: nvml.nvmlDeviceGetTemperatureV(handle, 0),
+            "sm_clock_megahertz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_clock_megahertz": lambda: nvml.nvmlDeviceGetClockInfo(
+                handle, nvml.NVML_CLOCK_MEM
+            ),
+        }
+        for metric, read in reads.items():
+            device.attempt(metric, read, _reason)
+
+    def _rare(self, device: Device, handle: Any) -> None:
+        nvml = self._nvml
+        reads = {
+            "pcie_tx_bytes_per_second": partial(self._pcie, handle, nvml.NVML_PCIE_UTIL_TX_BYTES),
+            "pcie_rx_bytes_per_second": partial(self._pcie, handle, nvml.NVML_PCIE_UTIL_RX_BYTES),
+            "ecc_corrected_count": partial(nvml.nvmlDeviceGetTotalEccErrors, handle, 0, 1),
+            "ecc_uncorrected_count": partial(nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 1),
+            "nvlink_tx_bytes": partial(self._field, handle, _NVLINK_TX),
+            "nvlink_rx_bytes": partial(self._field, handle, _NVLINK_RX),
+        }
+        for metric, read in reads.items():
+            device.attempt(metric, read, _reason)
+
+    def _pcie(self, handle: Any, direction: int) -> int:
+        """Return bytes per second: NVML counts KB (1000 bytes) over 20 ms."""
+        return int(self._nvml.nvmlDeviceGetPcieThroughput(handle, direction)) * 1000
+
+    def _field(self, handle: Any, number: int) -> int | None:
+        found = self._nvml.nvmlDeviceGetFieldValues(handle, [(number, _ALL_LINKS)])[0]
+        return None if found.nvmlReturn else int(found.value.ullVal) * 1024
+
+    def _listen(self) -> None:
+        """Register for XID and ECC events, where the device has them."""
+        nvml = self._nvml
+        try:
+            if self._events is not None:
+                nvml.nvmlEventSetFree(self._events)
+            self._events = nvml.nvmlEventSetCreate()
+            for handle, _, _, parent in self._handles:
+                if parent is None:
+                    kinds = nvml.nvmlDeviceGetSupportedEventTypes(handle)
+                    wanted = sum(kind for kind in _EVENT_KINDS if kinds & kind)
+                    nvml.nvmlDeviceRegisterEvents(handle, wanted, self._events)
+        except nvml.NVMLError as error:
+            _reason(error)
+            self._events = None
+
+    def _new_events(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield (uuid, kind, code, wall clock ns) of what happened since the last request."""
+        nvml = self._nvml
+        for _ in range(_MOST_EVENTS if self._events is not None else 0):
+            try:
+                event = nvml.nvmlEventSetWait(self._events, 0)
+                uuid = _text(nvml.nvmlDeviceGetUUID(event.device))
+            except nvml.NVMLError as error:
+                if _name(error) != "NVMLError_Timeout":
+                    self._events = None  # the set is lost; the next listing makes another
+                    self._counted = -1
+                return
+            kind = _EVENT_KINDS.get(int(event.eventType), "gpu")
+            yield uuid, kind, int(event.eventData), time.time_ns()

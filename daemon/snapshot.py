@@ -1,0 +1,126 @@
+"""The newest reading of everything: what exporters and clients are shown, without a database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from memplan_daemon.collectors.base import Gap, Reading
+
+__all__ = ["Board", "Key", "RunInfo", "Snapshot"]
+
+Key = tuple[str | None, str, str]
+"""(run id or None for the host, entity, metric)."""
+
+_Item = TypeVar("_Item", Reading, Gap)
+
+_COMES_AND_GOES = ("process:", "gpu:", "torch:")
+"""Entities that are shown only while they answered in the newest tick."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """Whose a run is."""
+
+    pid: int | None
+    """First process."""
+    uid: int | None
+    """Owner of that process; None when it could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One moment."""
+
+    t_ns: int = 0
+    """When, wall clock."""
+    tick: int = 0
+    """Number of the tick; 0 = there was none yet."""
+    values: Mapping[Key, int] = field(default_factory=dict)
+    """Newest number of each series that is alive."""
+    gaps: Mapping[Key, str] = field(default_factory=dict)
+    """Why a number is missing."""
+    runs: Mapping[str, RunInfo] = field(default_factory=dict)
+    """The runs that are watched."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    readings: tuple[tuple[str | None, Reading], ...]
+    gaps: tuple[tuple[str | None, Gap], ...]
+
+
+class Board:
+    """Keeps the newest tick, and the newest ones with slower readings; puts them together late.
+
+    `publish` is cheap, as it is called in every tick; `snapshot` may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        empty = _Layer((), ())
+        self._state = (0, 0, empty, empty, empty, dict[str, RunInfo]())
+        self._cached = Snapshot()
+
+    def publish(
+        self,
+        *,
+        t_ns: int,
+        tick: int,
+        due: Iterable[str],
+        found: list[tuple[str | None, Reading | Gap]],
+        runs: dict[str, RunInfo],
+    ) -> None:
+        """Put a tick up.
+
+        Args:
+            t_ns: when.
+            tick: its number, from 1.
+            due: slower paces that it contains.
+            found: readings and gaps with the run they belong to.
+            runs: what is watched.
+        """
+        layer = _Layer(
+            tuple((run, item) for run, item in found if isinstance(item, Reading)),
+            tuple((run, item) for run, item in found if isinstance(item, Gap)),
+        )
+        _, _, _, medium, rare, _ = self._state
+        medium = layer if "medium" in due else medium
+        rare = layer if "rare" in due else rare
+        self._state = (t_ns, tick, layer, medium, rare, runs)
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest state; the same object as long as nothing is newer."""
+        t_ns, tick, fast, medium, rare, runs = self._state
+        if self._cached.tick != tick:
+            fresh = {(run, item.entity) for run, item in fast.readings}
+            layers = (
+                *_alive(rare.readings, fresh, runs),
+                *_alive(medium.readings, fresh, runs),
+                *fast.readings,
+            )
+            gaps = (*_alive(medium.gaps, fresh, runs), *fast.gaps)
+            values = {(run, r.entity, r.metric): r.value for run, r in layers}
+            missing = {(run, g.entity, g.metric): g.state for run, g in gaps}
+            self._cached = Snapshot(
+                t_ns=t_ns,
+                tick=tick,
+                values=values,
+                gaps={key: state for key, state in missing.items() if key not in values},
+                runs=runs,
+            )
+        return self._cached
+
+
+def _alive(
+    items: Iterable[tuple[str | None, _Item]],
+    fresh: set[tuple[str | None, str]],
+    runs: Mapping[str, RunInfo],
+) -> Iterator[tuple[str | None, _Item]]:
+    """Yield older readings of what is still there."""
+    for run, item in items:
+        if run is not None and run not in runs:
+            continue
+        if not item.entity.startswith(_COMES_AND_GOES) or (run, item.entity) in fresh:
+            yield run, item

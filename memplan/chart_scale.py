@@ -1,0 +1,112 @@
+"""The arithmetic behind the chart: columns of time, the top of the axis, round numbers on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from memplan.units import UNITS
+
+__all__ = ["Points", "columns", "downsample", "ticks", "top_of"]
+
+Points = Sequence[tuple[int, int]]
+"""(nanoseconds, bytes), by time."""
+
+_NEAR = 1.6
+"""The capacity's line is drawn when it lies within this many times all else."""
+
+
+class Scale(Protocol):
+    """What of an axis counts here."""
+
+    @property
+    def start_ns(self) -> int:
+        """Time at the left edge."""
+        ...
+
+    @property
+    def end_ns(self) -> int:
+        """Time at the right edge."""
+        ...
+
+    @property
+    def plan(self) -> int | None:
+        """Planned peak."""
+        ...
+
+    @property
+    def high(self) -> int | None:
+        """Upper end of the planned band."""
+        ...
+
+    @property
+    def capacity(self) -> int | None:
+        """All that the device has."""
+        ...
+
+    @property
+    def gap_ns(self) -> int:
+        """A longer time without a sample is left empty."""
+        ...
+
+
+def downsample(points: Points, limit: int) -> list[tuple[int, int]]:
+    """Return at most `limit` points: of each stretch the highest and the lowest, in their order.
+
+    Raises ValueError when the limit is below two.
+    """
+    if limit < 2:
+        raise ValueError(f"cannot keep {limit} points")
+    result = list(points)
+    while len(result) > limit:
+        size = max(math.ceil(2 * len(result) / limit), 3)
+        kept: list[tuple[int, int]] = []
+        for i in range(0, len(result), size):
+            group = result[i : i + size]
+            ends = {min(group, key=lambda p: p[1]), max(group, key=lambda p: p[1])}
+            kept += sorted(ends)
+        result = kept
+    return result
+
+
+def top_of(points: Points, axis: Scale) -> int:
+    """Return the value at the upper end of the vertical axis, a twentieth above all shown."""
+    shown = [value for t, value in points if axis.start_ns <= t <= axis.end_ns]
+    known = [v for v in (axis.plan, axis.high, *shown) if v is not None]
+    top = max([1, *known])
+    if axis.capacity is not None and (axis.capacity <= _NEAR * top or not known):
+        top = max(top, axis.capacity)
+    return top + max(top // 20, 1)
+
+
+def columns(points: Points, axis: Scale, count: int) -> list[tuple[int, int] | None]:
+    """Return (lowest, highest) of each column; short gaps hold the last value, long ones None."""
+    span = max(axis.end_ns - axis.start_ns, 1)
+    found: list[tuple[int, int] | None] = [None] * count
+    last: tuple[int, int, int] | None = None
+    for t, value in points:
+        if not axis.start_ns <= t <= axis.end_ns:
+            continue
+        column = min((t - axis.start_ns) * count // span, count - 1)
+        if last is not None and t - last[1] <= axis.gap_ns:
+            for between in range(last[0] + 1, column):
+                found[between] = (last[2], last[2])
+        known = found[column]
+        low, high = known or (value, value)
+        found[column] = (min(low, value), max(high, value))
+        last = (column, t, value)
+    return found
+
+
+def ticks(top: int, rows: int, unit: str) -> Iterator[tuple[float, str]]:
+    """Yield (bytes, label) of round numbers (1, 2 or 5 times a power of ten) up to the top."""
+    size = UNITS[unit]
+    wanted = top / size / max(rows // 3, 1)
+    power = 10.0 ** math.floor(math.log10(wanted)) if wanted > 0 else 1.0
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= wanted * 0.999)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    value = step
+    while value * size <= top:
+        yield value * size, f"{value:.{digits}f}"
+        value += step

@@ -1,0 +1,324 @@
+"""The way of samples into the database: ticks first, then blocks.
+
+A batch becomes one packed row of `tick` for each run, and is safe. When sixty instants of a run
+wait there, they are read back (so that what a crash left behind takes the same way), cut into
+columns and written as one `block` with a `chunk` for each series; roll-ups and peaks are brought
+up to date, and the ticks deleted, all in one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import delete, func, insert, select
+
+from memplan.errors import StoreDamagedError
+from memplan.store import codec, tables
+from memplan.store.frame import Frame, Summary, summarize
+from memplan.store.partition import DAY_NS
+from memplan.store.upsert import add_peaks, add_rollups
+from memplan.types import Sample, Series
+
+__all__ = ["BLOCK_INSTANTS", "HOUR_NS", "MINUTE_NS", "SampleLog", "tick_frame"]
+
+BLOCK_INSTANTS = 60
+"""Instants of a run that make a block."""
+
+BLOCK_BYTES = 1024**2
+"""Packed bytes of waiting ticks that make a block even of fewer instants."""
+
+REMEMBERED_SERIES = 50_000
+"""Series whose numbers are kept in memory; beyond, all are looked up anew as they come."""
+
+LOOKED_UP = 500
+"""Names in one look-up."""
+
+MINUTE_NS, HOUR_NS = 60 * 10**9, 3600 * 10**9
+
+ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
+
+_CHUNK_NUMBERS = ("n", "low", "low_t_ns", "high", "high_t_ns", "total", "last")
+_ROLLUP_NUMBERS = ("n", "low", "high", "high_t_ns", "total", "last")
+_PEAK_NUMBERS = ("n", "low", "high", "high_t_ns", "first_t_ns", "last_t_ns")
+
+
+def tick_frame(row: Any, wanted: Container[int] | None = None) -> Frame:
+    """Return the frame of a row of `tick`, with the wanted series (None: all) in it.
+
+    Raises StoreDamagedError when its checksum is wrong.
+    """
+    if codec.checksum(row.data, row.seq0, row.n) != row.crc:
+        raise StoreDamagedError(f"tick {row.seq0} is damaged", hint="memplan db repair")
+    return Frame.unpack(row.codec, row.data, wanted)
+
+
+class SampleLog:
+    """Knows the numbers that come next; every method works inside the caller's transaction.
+
+    After a transaction that failed it is to be thrown away and loaded again.
+    """
+
+    def __init__(self, connection: sqlalchemy.Connection, host_id: int) -> None:
+        """Read where the database stands.
+
+        Args:
+            connection: the writer's, in a transaction.
+            host_id: whose samples are written.
+        """
+        self._host_id = host_id
+        self._series: dict[Series, int] = {}
+        self._entities: dict[str, int] = {}
+        self._waiting: dict[str, tuple[int, int]] = {}
+
+        def highest(column: sqlalchemy.Column[Any]) -> int:
+            query = select(func.max(column)).where(column.table.c.host_id == host_id)
+            return connection.execute(query).scalar() or 0
+
+        self._next_seq = max(highest(tables.tick.c.seq1), highest(tables.block.c.seq1)) + 1
+        self._next_block = highest(tables.block.c.id) + 1
+        self._next_series = highest(tables.series.c.id) + 1
+        self._next_entity = highest(tables.entity.c.id) + 1
+        t = tables.tick.c
+        query = (
+            select(t.run_id, func.sum(t.n), func.sum(func.length(t.data)))
+            .where(t.host_id == host_id)
+            .group_by(t.run_id)
+        )
+        for run_id, instants, size in connection.execute(query):
+            self._waiting[run_id] = (int(instants), int(size))
+
+    def append(self, connection: sqlalchemy.Connection, samples: Sequence[Sample]) -> None:
+        """Write a batch as ticks, one row for each run in it."""
+        ids = list(map(self._series.get, (sample.series for sample in samples)))
+        if None in ids:
+            self._register(connection, samples)
+            ids = [self._series[sample.series] for sample in samples]
+        runs: dict[str, list[tuple[int, int, int]]] = {}
+        for number, sample in zip(ids, samples, strict=True):
+            assert number is not None
+            row = (number, sample.t_ns, sample.value)
+            runs.setdefault(sample.series.run_id or tables.HOST_RUN, []).append(row)
+        rows = []
+        for run_id, readings in runs.items():
+            frame = Frame.of(readings, self._next_seq)
+            self._next_seq += len(frame.seqs)
+            rows += [self._tick(run_id, part) for part in _pieces(frame)]
+        connection.execute(insert(tables.tick), rows)
+
+    def _tick(self, run_id: str, frame: Frame) -> dict[str, Any]:
+        version, data = frame.pack()
+        instants, size = self._waiting.get(run_id, (0, 0))
+        n = len(frame.times)
+        self._waiting[run_id] = (instants + n, size + len(data))
+        return {
+            "host_id": self._host_id,
+            "seq0": frame.seqs[0],
+            "seq1": frame.seqs[-1],
+            "run_id": run_id,
+            "t0_ns": min(frame.times),
+            "t1_ns": max(frame.times),
+            "n": n,
+            "codec": version,
+            "crc": codec.checksum(data, frame.seqs[0], n),
+            "data": data,
+        }
+
+    def due(self) -> list[str]:
+        """Return the runs whose ticks are enough for a block."""
+        return [
+            run_id
+            for run_id, (instants, size) in self._waiting.items()
+            if instants >= BLOCK_INSTANTS or size >= BLOCK_BYTES
+        ]
+
+    def waiting(self) -> list[str]:
+        """Return the runs that have ticks."""
+        return list(self._waiting)
+
+    def times(self, connection: sqlalchemy.Connection, run_id: str) -> list[int]:
+        """Return the times of a run's ticks: the partitions that a block of them needs."""
+        t = tables.tick.c
+        query = select(t.t0_ns, t.t1_ns).where(t.host_id == self._host_id, t.run_id == run_id)
+        found: set[int] = set()
+        for t0_ns, t1_ns in connection.execute(query):
+            found |= {*range(t0_ns, t1_ns, DAY_NS), t1_ns}
+        return list(found)
+
+    def close_run(self, connection: sqlalchemy.Connection, run_id: str) -> list[dict[str, Any]]:
+        """Pack a run's ticks away as blocks and return their rows.
+
+        A tick that is damaged is left out: the others must not wait for it for ever.
+        """
+        t = tables.tick.c
+        mine = sqlalchemy.and_(t.host_id == self._host_id, t.run_id == run_id)
+        frame = Frame()
+        for row in connection.execute(select(tables.tick).where(mine).order_by(t.seq0)):
+            with contextlib.suppress(StoreDamagedError):
+                frame.append(tick_frame(row))
+        blocks = [self._write_block(connection, run_id, part) for part in _pieces(frame)]
+        connection.execute(delete(tables.tick).where(mine))
+        self._waiting.pop(run_id, None)
+        return blocks
+
+    def _write_block(
+        self, connection: sqlalchemy.Connection, run_id: str, frame: Frame
+    ) -> dict[str, Any]:
+        number, day = self._next_block, frame.times[0] // DAY_NS
+        self._next_block += 1
+        summaries = {
+            series: summarize(column.values, frame.column_times(column))
+            for series, column in frame.columns.items()
+        }
+        chunks = [self._chunk(frame, i, summaries[i], number, day) for i in sorted(summaries)]
+        version, data = codec.pack(codec.pack_times(frame.times, frame.seqs))
+        size = len(data) + sum(len(chunk["data"]) for chunk in chunks)
+        block = {
+            "host_id": self._host_id,
+            "id": number,
+            "day": day,
+            "run_id": run_id,
+            "seq0": frame.seqs[0],
+            "seq1": frame.seqs[-1],
+            "t0_ns": min(frame.times),
+            "t1_ns": max(frame.times),
+            "n": len(frame.times),
+            "size_bytes": size,
+            "codec": version,
+            "crc": codec.checksum(data, frame.seqs[0], len(frame.times)),
+            "data": data,
+        }
+        connection.execute(insert(tables.block), block)
+        connection.execute(insert(tables.chunk), chunks)
+        self._roll_up(connection, frame, summaries)
+        return block
+
+    def _chunk(
+        self, frame: Frame, series: int, summary: Summary, block: int, day: int
+    ) -> dict[str, Any]:
+        column = frame.columns[series]
+        version, data = codec.pack_column(column.values, column.index)
+        return {
+            "host_id": self._host_id,
+            "day": day,
+            "block_id": block,
+            "series_id": series,
+            "codec": version,
+            "crc": codec.checksum(data, summary.n, summary.low, summary.high, summary.last),
+            "data": data,
+            **_numbers(summary, _CHUNK_NUMBERS),
+        }
+
+    def _roll_up(
+        self, connection: sqlalchemy.Connection, frame: Frame, summaries: dict[int, Summary]
+    ) -> None:
+        for table, period_ns in ROLLUPS:
+            rows = [
+                {
+                    "host_id": self._host_id,
+                    "period": period,
+                    "series_id": series,
+                    **_numbers(found[series], _ROLLUP_NUMBERS),
+                }
+                for period, found in sorted(frame.by_period(period_ns).items())
+                for series in sorted(found)
+            ]
+            add_rollups(connection, table, rows)
+        peaks = [
+            {"host_id": self._host_id, "series_id": i, **_numbers(summaries[i], _PEAK_NUMBERS)}
+            for i in sorted(summaries)
+        ]
+        add_peaks(connection, tables.peak, peaks)
+
+    def _register(self, connection: sqlalchemy.Connection, samples: Iterable[Sample]) -> None:
+        """Give every new series, and every new thing that one is about, a number."""
+        if len(self._series) > REMEMBERED_SERIES:
+            self._series.clear()
+            self._entities.clear()
+        new = list(dict.fromkeys(s.series for s in samples if s.series not in self._series))
+        if not new:
+            return
+        self._register_entities(connection, [series.entity for series in new])
+        self._find_series(connection, new)
+        rows = []
+        for series in new:
+            if series in self._series:
+                continue
+            self._series[series] = self._next_series
+            rows.append(
+                {
+                    "host_id": self._host_id,
+                    "id": self._next_series,
+                    "run_id": series.run_id or tables.HOST_RUN,
+                    "entity_id": self._entities[series.entity],
+                    "metric": series.metric,
+                    "unit": series.metric.rpartition("_")[2],
+                }
+            )
+            self._next_series += 1
+        if rows:
+            connection.execute(insert(tables.series), rows)
+
+    def _find_series(self, connection: sqlalchemy.Connection, wanted: list[Series]) -> None:
+        """Remember the numbers that series have from before."""
+        s = tables.series.c
+        names = {number: name for name, number in self._entities.items()}
+        for run_id in {series.run_id for series in wanted}:
+            ids = {self._entities[x.entity] for x in wanted if x.run_id == run_id}
+            for part in batched(sorted(ids), LOOKED_UP):
+                query = select(s.id, s.entity_id, s.metric).where(
+                    s.host_id == self._host_id,
+                    s.run_id == (run_id or tables.HOST_RUN),
+                    s.entity_id.in_(part),
+                )
+                for number, entity, metric in connection.execute(query):
+                    series = Series(run_id=run_id, entity=names[entity], metric=metric)
+                    self._series[series] = number
+
+    def _register_entities(self, connection: sqlalchemy.Connection, names: list[str]) -> None:
+        new = [name for name in dict.fromkeys(names) if name not in self._entities]
+        e = tables.entity.c
+        for part in batched(new, LOOKED_UP):
+            query = select(e.name, e.id).where(e.host_id == self._host_id, e.name.in_(part))
+            for name, number in connection.execute(query):
+                self._entities[name] = number
+        rows = []
+        for name in new:
+            if name in self._entities:
+                continue
+            self._entities[name] = self._next_entity
+            rows.append(
+                {
+                    "host_id": self._host_id,
+                    "id": self._next_entity,
+                    "kind": name.partition(":")[0],
+                    "name": name,
+                }
+            )
+            self._next_entity += 1
+        if rows:
+            connection.execute(insert(tables.entity), rows)
+
+
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Yield the items in parts of a size (itertools has this from Python 3.12 on)."""
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
+
+
+def _numbers(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(summary, name) for name in names}
+
+
+def _pieces(frame: Frame) -> Iterator[Frame]:
+    """Yield the frame in pieces of a block's length; the last one has up to twice as many."""
+    n, begin = len(frame.times), 0
+    while n - begin >= 2 * BLOCK_INSTANTS:
+        yield frame.cut(begin, begin + BLOCK_INSTANTS)
+        begin += BLOCK_INSTANTS
+    if begin:
+        yield frame.cut(begin, n)
+    elif n:
+        yield frame

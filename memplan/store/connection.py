@@ -1,0 +1,288 @@
+"""The one read-write connection: its lock, its transactions, and what it does when a disk is full.
+
+`memplan.store.writer.LocalWriter` is built on it. A write that the disk refuses lets go of the
+ballast, drops the oldest samples and is tried once more; a damaged file is put aside, what can be
+saved of it moves into a new one, and the write is tried once more there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy
+from sqlalchemy import func, insert, select, update
+
+from memplan.errors import StoreDamagedError, StoreError, StoreFullError, StoreLockedError
+from memplan.store import quarantine, tables
+from memplan.store.append import SampleLog
+from memplan.store.engine import check_encoding, driver, is_url, translated, writer_engine
+from memplan.store.lock import WriterLock, log_holders
+from memplan.store.migrate import migrate, refuse_stranger
+from memplan.store.retention import Policy, Retention, shrink
+from memplan.store.space import Ballast
+
+__all__ = ["LOG_CAP_BYTES", "WriterConnection"]
+
+T = TypeVar("T")
+
+LOG_CAP_BYTES = 64 * 1024**2
+"""Longest write-ahead log. It grows while somebody reads an old state; then samples must wait."""
+
+_ADVISORY_KEY = 0x6D656D70
+"""PostgreSQL's advisory lock of the one writer."""
+
+_ROOM_PAUSE_S = 60.0
+"""Seconds between two attempts to make room by dropping samples."""
+
+_ROOM_BATCHES = 4
+
+
+class WriterConnection:
+    """Opens, locks, migrates; then runs transactions, one at a time."""
+
+    def __init__(
+        self,
+        database: str | Path,
+        policy: Policy,
+        log_cap_bytes: int,
+        identity: tuple[str, str],
+    ) -> None:
+        """Take the lock and open. Raises what `LocalWriter` says."""
+        self._identity = identity
+        self.database = database
+        self.path = None if is_url(database) else Path(database)
+        self.degraded = ""
+        """Why the store takes nothing at the moment; empty while all is well."""
+        self.degraded_ns = 0
+        """Since when, wall clock."""
+        self.rescued: quarantine.Rescue | None = None
+        """What became of a damaged file, when there was one."""
+        self.policy = policy
+        """How long what is kept."""
+        self._log_cap_bytes = log_cap_bytes
+        self._lock = None if self.path is None else WriterLock(self.path)
+        self._ballast = None if self.path is None else Ballast(self.path)
+        self._engine: sqlalchemy.Engine | None = None
+        self._connection: sqlalchemy.Connection | None = None
+        self._room_s: float | None = None
+        if self._lock is not None:
+            self._lock.acquire()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            self._connect()
+        except StoreDamagedError as error:
+            if self.path is None or not quarantine.is_ours(self.path):
+                raise
+            self._rescue(error)
+        if self._ballast is not None:
+            self._ballast.set_aside()
+
+    def _connect(self) -> None:
+        if self.path is not None:
+            refuse_stranger(self.path)
+        self._engine = writer_engine(self.database)
+        with translated(self.database):
+            self._connection = self._engine.connect()
+        if self._lock is None:
+            self._take_advisory_lock()
+        migrate(self._connection, self.database)
+        with self.begin() as connection:
+            self.host_id = _host_id(connection, *self._identity)
+            self.log = SampleLog(connection, self.host_id)
+        self.retention = Retention(self.begin, self.host_id, self.policy)
+
+    def _take_advisory_lock(self) -> None:
+        with self.begin() as connection:
+            check_encoding(connection)
+            query = select(func.pg_try_advisory_lock(_ADVISORY_KEY))
+            free = connection.execute(query).scalar()
+        if not free:
+            raise StoreLockedError(
+                "another process writes to this database", hint="memplan daemon status"
+            )
+
+    @property
+    def connection(self) -> sqlalchemy.Connection:
+        """The connection, outside of any transaction."""
+        assert self._connection is not None, "the writer is closed"
+        return self._connection
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[sqlalchemy.Connection]:
+        """Run one transaction; errors are ours."""
+        with translated(self.database), self.connection.begin():
+            yield self.connection
+
+    @contextlib.contextmanager
+    def durable(self) -> Iterator[sqlalchemy.Connection]:
+        """Run one transaction that survives a power cut: the disk has it when this returns."""
+        if self.path is None:
+            with self.begin() as connection:
+                yield connection
+            return
+        driver(self.connection).execute("PRAGMA synchronous = FULL")
+        try:
+            with self.begin() as connection:
+                yield connection
+        finally:
+            with contextlib.suppress(AssertionError):  # closed meanwhile
+                driver(self.connection).execute("PRAGMA synchronous = NORMAL")
+
+    def write(self, operation: Callable[[sqlalchemy.Connection], T], *, durable: bool = False) -> T:
+        """Run an operation in a transaction, and again after making room or a new file.
+
+        Raises StoreFullError when the disk still refuses, other StoreErrors otherwise.
+        """
+        try:
+            result = self._attempt(operation, durable=durable)
+        except StoreFullError as error:
+            if not self._make_room():
+                self._degrade(error)
+                raise
+            try:
+                result = self._attempt(operation, durable=durable)
+            except StoreFullError as again:
+                self._degrade(again)
+                raise
+        except StoreDamagedError as error:
+            if self.path is None:
+                raise
+            self._rescue(error)
+            result = self._attempt(operation, durable=durable)
+        self._well_again()
+        return result
+
+    def _attempt(self, operation: Callable[[sqlalchemy.Connection], T], *, durable: bool) -> T:
+        self._check_log()
+        try:
+            with self.durable() if durable else self.begin() as connection:
+                return operation(connection)
+        except BaseException:
+            self._reload()
+            raise
+
+    def _reload(self) -> None:
+        """Read the running numbers anew: a transaction that failed has given some to nobody."""
+        with contextlib.suppress(StoreError), self.begin() as connection:
+            self.log = SampleLog(connection, self.host_id)
+
+    def _check_log(self) -> None:
+        """Raise StoreFullError when the write-ahead log is too long and cannot begin anew."""
+        if self.path is None or _size(self._wal) <= self._log_cap_bytes:
+            return
+        self.checkpoint("TRUNCATE")
+        if _size(self._wal) <= self._log_cap_bytes:
+            return
+        assert self.path is not None
+        pids = ", ".join(map(str, log_holders(self.path))) or "unknown"
+        raise StoreFullError(
+            f"the log of {self.database} is full: a process ({pids}) reads an old state of it",
+            hint="end that process; samples wait in memory meanwhile",
+        )
+
+    @property
+    def _wal(self) -> Path:
+        return Path(f"{self.path}-wal")
+
+    def checkpoint(self, how: str = "PASSIVE") -> None:
+        """Move the log into the file as far as readers allow; never raises StoreError."""
+        if self.path is None:
+            return
+        with contextlib.suppress(StoreError), translated(self.database):
+            raw = driver(self.connection)
+            raw.execute("PRAGMA busy_timeout = 0")
+            try:
+                raw.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+            finally:
+                raw.execute("PRAGMA busy_timeout = 5000")
+
+    def _make_room(self) -> bool:
+        """Let go of the ballast, then of the oldest samples; tell whether to try again.
+
+        Not at every write: somebody else may be filling the disk as fast as we empty it.
+        """
+        freed = self._ballast is not None and self._ballast.let_go()
+        now = time.monotonic()
+        if self._room_s is not None and now - self._room_s < _ROOM_PAUSE_S:
+            return freed
+        self._room_s = now
+        for _ in range(_ROOM_BATCHES):
+            try:
+                freed = self.retention.drop_oldest() or freed
+                with translated(self.database):
+                    shrink(self.connection, 1 << 20)
+            except StoreError:
+                break
+            self.checkpoint("TRUNCATE")
+        return freed
+
+    def _degrade(self, error: StoreError) -> None:
+        if not self.degraded:
+            self.degraded_ns = time.time_ns()
+        self.degraded = str(error)
+
+    def _well_again(self) -> None:
+        if self.degraded:
+            self.degraded, self._room_s = "", None
+        if self._ballast is not None:
+            self._ballast.set_aside()
+
+    def _rescue(self, error: StoreDamagedError) -> None:
+        """Put the damaged file aside and go on in a new one with what could be saved."""
+        assert self.path is not None
+        self._disconnect()
+        self.rescued = quarantine.put_aside(self.path, str(error))
+        self._connect()
+        self.take_over(self.rescued)
+
+    def take_over(self, rescue: quarantine.Rescue) -> None:
+        """Move what is sound of a database that was put aside into this one."""
+        quarantine.refill(rescue, driver(self.connection))
+        with self.begin() as connection:
+            self.host_id = _host_id(connection, *self._identity)
+            self.log = SampleLog(connection, self.host_id)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+                self._connection.close()
+            self._connection = None
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def close(self) -> None:
+        """Give the connection and the lock back."""
+        self._disconnect()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _host_id(connection: sqlalchemy.Connection, key: str, name: str) -> int:
+    """Return this machine's number in the database; a new machine gets the next one."""
+    h = tables.host.c
+    row = connection.execute(select(h.id, h.name).where(h.key == key)).first()
+    if row is None:
+        number = (connection.execute(select(func.max(h.id))).scalar() or 0) + 1
+        connection.execute(insert(tables.host), {"id": number, "key": key, "name": name})
+        return number
+    if row.name != name:
+        connection.execute(update(tables.host).where(h.id == row.id).values(name=name))
+    return int(row.id)

@@ -1,0 +1,265 @@
+"""Windows of time in a given number of buckets, from whatever tier is left.
+
+Samples where they are still there; their chunks' summaries where a bucket is much wider than a
+chunk; roll-ups of a minute or an hour where samples have been deleted. What was summarised counts
+in the bucket in which its highest value lies, so every peak is shown at its own time and height.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import and_, bindparam, func, not_, select
+
+from memplan.store import tables
+from memplan.store.append import HOUR_NS, MINUTE_NS
+from memplan.store.base import Bucket, Curve, Tier
+from memplan.store.frame import Frame
+from memplan.store.history import BLOCKS, CHUNK_OF_BLOCK, FIRST, SPAN, Place, frames, ticks
+from memplan.types import Series
+
+__all__ = ["curves"]
+
+_MINUTES, _HOURS = (tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS)
+
+_MOST_LOOKUPS = 20_000
+"""Look-ups of single roll-ups; where more would be needed, a range of all series is read."""
+
+_b, _c, _m = tables.block.c, tables.chunk.c, tables.rollup_1m.c
+_narrow = and_(_b.t1_ns - _b.t0_ns <= bindparam("half"), _b.t0_ns >= bindparam("whole"))
+_touched = (
+    _b.host_id == bindparam("host"),
+    _b.run_id == bindparam("run"),
+    _b.t1_ns >= bindparam("since"),
+    _b.t0_ns <= bindparam("until"),
+)
+_SUMMARIES = (
+    select(_c.series_id, _c.n, _c.low, _c.high, _c.high_t_ns, _c.total, _c.last)
+    .join_from(tables.block, tables.chunk, CHUNK_OF_BLOCK)
+    .where(*_touched, _narrow)
+    .order_by(_b.id)
+)
+_SOME_SUMMARIES = _SUMMARIES.where(_c.series_id.in_(bindparam("ids", expanding=True)))
+_WIDE = BLOCKS.where(not_(_narrow))
+_RAW_BEGIN = select(
+    func.coalesce(
+        select(_b.t0_ns)
+        .where(_b.host_id == bindparam("host"), _b.run_id == bindparam("run"))
+        .order_by(_b.id)
+        .limit(1)
+        .scalar_subquery(),
+        select(func.min(tables.tick.c.t0_ns))
+        .where(tables.tick.c.host_id == bindparam("host"), tables.tick.c.run_id == bindparam("run"))
+        .scalar_subquery(),
+    )
+)
+_FIRST_MINUTE = select(func.min(_m.period)).where(_m.host_id == bindparam("host"))
+
+Row = Any
+"""(series id, n, low, high, time of the highest, total, last): what was summarised."""
+
+
+class _Bucket:
+    """A bucket while it is filled."""
+
+    __slots__ = ("high", "high_t_ns", "last", "low", "n", "total")
+
+    def __init__(self, row: Row) -> None:
+        _, self.n, self.low, self.high, self.high_t_ns, self.total, self.last = row
+
+    def add(self, row: Row) -> None:
+        _, n, low, high, high_t_ns, total, last = row
+        self.n += n
+        self.total += total
+        self.last = last
+        if low < self.low:  # noqa: PLR1730 - a call to min() takes four times as long
+            self.low = low
+        if high > self.high:
+            self.high, self.high_t_ns = high, high_t_ns
+
+
+class _Filling:
+    """Buckets of all series of a window."""
+
+    def __init__(self, since_ns: int, until_ns: int, width_ns: int) -> None:
+        self.since_ns, self.until_ns, self.width_ns = since_ns, until_ns, width_ns
+        self.tier: Tier = "raw"
+        self.series: dict[int, dict[int, _Bucket]] = {}
+
+    def add_rows(self, rows: Iterable[Row]) -> None:
+        """Add what was summarised, or single samples."""
+        since, until, width = self.since_ns, self.until_ns, self.width_ns
+        for row in rows:
+            if not since <= row[4] < until:
+                continue
+            buckets = self.series.setdefault(row[0], {})
+            place = (row[4] - since) // width
+            bucket = buckets.get(place)
+            if bucket is None:
+                buckets[place] = _Bucket(row)
+            else:
+                bucket.add(row)
+
+    def add_frame(self, frame: Frame, wanted: Mapping[int, Series], from_ns: int) -> None:
+        """Add the samples of a frame that are not before a time."""
+        whole = self._stretches(frame.times, from_ns)
+        for series, column in frame.columns.items():
+            if series not in wanted:
+                continue
+            times, stretches = frame.times, whole
+            if column.index is not None:
+                times = frame.column_times(column)
+                stretches = self._stretches(times, from_ns)
+            rows = []
+            for begin, end in stretches:
+                values = column.values[begin:end]
+                high = max(values)
+                t_ns = times[begin + values.index(high)]
+                row = (series, end - begin, min(values), high, t_ns, sum(values), values[-1])
+                rows.append(row)
+            self.add_rows(rows)
+
+    def _stretches(self, times: list[int], from_ns: int) -> list[tuple[int, int]]:
+        """Return (begin, end) of neighbours that fall into one bucket and into the window."""
+        since, until, width = max(self.since_ns, from_ns), self.until_ns, self.width_ns
+        origin, found, begin = self.since_ns, [], 0
+        places = [(t - origin) // width if since <= t < until else None for t in times]
+        for place, group in groupby(places):
+            end = begin + len(list(group))
+            if place is not None:
+                found.append((begin, end))
+            begin = end
+        return found
+
+    def curve(self, number: int, series: Series) -> Curve:
+        buckets = self.series[number]
+        return Curve(
+            series=series,
+            width_ns=self.width_ns,
+            tier=self.tier,
+            buckets=tuple(
+                Bucket(
+                    t_ns=self.since_ns + place * self.width_ns,
+                    n=bucket.n,
+                    low=bucket.low,
+                    high=bucket.high,
+                    high_t_ns=bucket.high_t_ns,
+                    mean=bucket.total / bucket.n,
+                    last=bucket.last,
+                )
+                for place, bucket in sorted(buckets.items())
+            ),
+        )
+
+
+def curves(
+    place: Place,
+    wanted: Mapping[int, Series],
+    *,
+    whole: bool,
+    since_ns: int,
+    until_ns: int,
+    buckets: int,
+) -> tuple[Curve, ...]:
+    """Return one curve for each wanted series that has samples in the window.
+
+    Args:
+        place: whose.
+        wanted: series id -> series.
+        whole: the wanted ones are all series of the run.
+        since_ns: begin of the window, inclusive.
+        until_ns: its end, exclusive.
+        buckets: how many at the most.
+    """
+    width = max(-(-(until_ns - since_ns) // buckets), 1)
+    filling = _Filling(since_ns, until_ns, width)
+    from_ns = _rolled_up(place, filling, wanted)
+    _from_blocks(place, filling, wanted, None if whole else list(wanted), from_ns)
+    some = None if whole else wanted
+    for frame in ticks(place, since=from_ns, until=until_ns - 1, wanted=some):
+        filling.add_frame(frame, wanted, from_ns)
+    found = [filling.curve(i, wanted[i]) for i in filling.series if i in wanted]
+    return tuple(sorted(found, key=lambda curve: (curve.series.entity, curve.series.metric)))
+
+
+def _from_blocks(
+    place: Place,
+    filling: _Filling,
+    wanted: Mapping[int, Series],
+    ids: list[int] | None,
+    from_ns: int,
+) -> None:
+    """Add blocks: by their chunks' summaries where they are narrow, else sample by sample.
+
+    Where samples are gone (from_ns lies behind the window's begin), a block across the border is
+    taken apart: its first part is in the roll-ups already.
+    """
+    asked = {
+        "since": from_ns,
+        "until": filling.until_ns - 1,
+        "half": filling.width_ns // 2,
+        "whole": from_ns if from_ns > filling.since_ns else FIRST,
+        "after": FIRST,
+    }
+    if ids is None:
+        rows = place.execute(_SUMMARIES, **asked)
+    else:
+        rows = place.execute(_SOME_SUMMARIES, ids=ids, **asked)
+    filling.add_rows(rows.all())
+    for frame in frames(place, _WIDE, ids, **asked):
+        filling.add_frame(frame, wanted, from_ns)
+
+
+def _rolled_up(place: Place, filling: _Filling, wanted: Mapping[int, Series]) -> int:
+    """Add roll-ups for the part of the window whose samples are gone; return where that ends."""
+    since, wide = filling.since_ns, filling.width_ns >= 2 * HOUR_NS
+    raw_ns, oldest = place.execute(_RAW_BEGIN).scalar(), None
+    if raw_ns is not None and since >= raw_ns:
+        return since
+    oldest = place.execute(SPAN).one()[0]
+    if oldest is None or (raw_ns is not None and oldest >= raw_ns):
+        return since
+    end = filling.until_ns
+    if raw_ns is not None:
+        end = min(_ceil(raw_ns, HOUR_NS if wide else MINUTE_NS), end)
+    if wide:
+        _add_rollups(place, filling, wanted, _HOURS, (since, end))
+        filling.tier = "1h"
+        return end
+    first = place.execute(_FIRST_MINUTE).scalar()
+    minutes_ns = end if first is None else min(_ceil(first * MINUTE_NS, HOUR_NS), end)
+    if first is not None and oldest >= first * MINUTE_NS:
+        minutes_ns = since
+    _add_rollups(place, filling, wanted, _MINUTES, (max(since, minutes_ns), end))
+    filling.tier = "1m"
+    if since < minutes_ns:
+        _add_rollups(place, filling, wanted, _HOURS, (since, minutes_ns))
+        filling.tier = "1h"
+    return end
+
+
+def _add_rollups(
+    place: Place,
+    filling: _Filling,
+    wanted: Mapping[int, Series],
+    tier: tuple[Any, int],
+    window: tuple[int, int],
+) -> None:
+    table, period_ns = tier
+    c = table.c
+    first, end = window[0] // period_ns, -(-window[1] // period_ns)
+    query = select(c.series_id, c.n, c.low, c.high, c.high_t_ns, c.total, c.last)
+    query = query.where(c.host_id == place.host_id).order_by(c.period)
+    ids = list(wanted)
+    if (end - first) * len(ids) <= _MOST_LOOKUPS:
+        query = query.where(c.period.in_(list(range(first, end))), c.series_id.in_(ids))
+    else:
+        query = query.where(c.period >= first, c.period < end)
+    rows = place.connection.execute(query)
+    filling.add_rows(row for row in rows if row[0] in wanted)
+
+
+def _ceil(t_ns: int, period_ns: int) -> int:
+    return -(-t_ns // period_ns) * period_ns

@@ -1,0 +1,248 @@
+"""Samples of one run as a table in memory: instants down, series across.
+
+Pure: a frame is built from a batch, packed into a row of `tick`, joined with others and cut into
+the columns of a block. An instant is one reading of several series; its number grows by one and
+never depends on the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, groupby, pairwise
+
+from memplan.errors import StoreDamagedError
+from memplan.store import codec
+
+__all__ = ["Column", "Frame", "Summary", "merge", "summarize"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Column:
+    """The values of one series in a frame."""
+
+    values: list[int]
+    """In the order of the instants."""
+    index: list[int] | None = None
+    """Position of each value's instant; None = one value at every instant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What is left of samples when they are rolled up."""
+
+    n: int
+    """How many."""
+    low: int
+    """Lowest value."""
+    low_t_ns: int
+    """When it was first reached."""
+    high: int
+    """Highest value."""
+    high_t_ns: int
+    """When it was first reached."""
+    total: float
+    """Sum of the values."""
+    first_t_ns: int
+    """Time of the earliest."""
+    last_t_ns: int
+    """Time of the latest."""
+    last: int
+    """The value that came last."""
+
+
+def summarize(values: Sequence[int], times: Sequence[int]) -> Summary:
+    """Return the summary of values and the times of their instants (same length, not empty)."""
+    low, high = min(values), max(values)
+    return Summary(
+        n=len(values),
+        low=low,
+        low_t_ns=times[values.index(low)],
+        high=high,
+        high_t_ns=times[values.index(high)],
+        total=float(sum(values)),
+        first_t_ns=min(times),
+        last_t_ns=max(times),
+        last=values[-1],
+    )
+
+
+def merge(before: Summary, after: Summary) -> Summary:
+    """Return the summary of two stretches, the second of which was sampled later."""
+    lower, higher = after.low < before.low, after.high > before.high
+    return Summary(
+        n=before.n + after.n,
+        low=after.low if lower else before.low,
+        low_t_ns=after.low_t_ns if lower else before.low_t_ns,
+        high=after.high if higher else before.high,
+        high_t_ns=after.high_t_ns if higher else before.high_t_ns,
+        total=before.total + after.total,
+        first_t_ns=min(before.first_t_ns, after.first_t_ns),
+        last_t_ns=max(before.last_t_ns, after.last_t_ns),
+        last=after.last,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Frame:
+    """Instants of one run and what was read at them."""
+
+    seqs: list[int] = field(default_factory=list)
+    """Number of each instant, growing."""
+    times: list[int] = field(default_factory=list)
+    """Its wall clock in nanoseconds; may jump."""
+    columns: dict[int, Column] = field(default_factory=dict)
+    """Series id -> values."""
+
+    @classmethod
+    def of(cls, readings: Iterable[tuple[int, int, int]], first_seq: int) -> Frame:
+        """Build a frame from (series id, time, value) in the order in which they were read.
+
+        A new instant begins where the time changes, and where a series comes a second time.
+        """
+        times: list[int] = []
+        rows: dict[int, Column] = {}
+        now, at = None, -1
+        for series, t_ns, value in readings:
+            column = rows.get(series)
+            if column is None:
+                column = rows[series] = Column(values=[], index=[])
+            index = column.index
+            assert index is not None
+            if t_ns != now or (index and index[-1] == at):
+                times.append(t_ns)
+                now, at = t_ns, at + 1
+            column.values.append(value)
+            index.append(at)
+        for column in rows.values():
+            if len(column.values) == len(times):
+                column.index = None
+        seqs = list(range(first_seq, first_seq + len(times)))
+        return cls(seqs=seqs, times=times, columns=rows)
+
+    @property
+    def samples(self) -> int:
+        """Values in all columns."""
+        return sum(len(column.values) for column in self.columns.values())
+
+    def column_times(self, column: Column) -> list[int]:
+        """Return the time of each value of a column."""
+        if column.index is None:
+            return self.times
+        return [self.times[i] for i in column.index]
+
+    def append(self, other: Frame) -> None:
+        """Put the instants of another frame behind these."""
+        before, n = len(self.times), len(other.times)
+        self.seqs += other.seqs
+        self.times += other.times
+        for series, column in self.columns.items():
+            if column.index is None and series not in other.columns:
+                column.index = list(range(before))
+        for series, column in other.columns.items():
+            known = self.columns.get(series)
+            if known is None:
+                known = self.columns[series] = Column(values=[], index=[] if before else None)
+            if known.index is None and column.index is not None:
+                known.index = list(range(before))
+            if known.index is not None:
+                places = column.index if column.index is not None else range(n)
+                known.index += [before + i for i in places]
+            known.values += column.values
+
+    def cut(self, begin: int, end: int) -> Frame:
+        """Return the instants begin to end (excluded) as a frame of their own."""
+        part = Frame(seqs=self.seqs[begin:end], times=self.times[begin:end])
+        for series, column in self.columns.items():
+            if column.index is None:
+                part.columns[series] = Column(values=column.values[begin:end])
+                continue
+            kept = [k for k, i in enumerate(column.index) if begin <= i < end]
+            if kept:
+                values = [column.values[k] for k in kept]
+                index = [column.index[k] - begin for k in kept]
+                full = len(index) == len(part.times)
+                part.columns[series] = Column(values=values, index=None if full else index)
+        return part
+
+    def pack(self) -> tuple[int, bytes]:
+        """Return (codec version, blob) of the whole frame: a row of `tick`."""
+        ids = sorted(self.columns)
+        stream = codec.pack_times(self.times, self.seqs)
+        stream += [len(ids), *ids[:1], *(b - a for a, b in pairwise(ids))]
+        if len(self.times) == 1:
+            return codec.pack(stream + [self.columns[i].values[0] for i in ids])
+        columns = [self.columns[i] for i in ids]
+        stream += [0 if c.index is None else len(c.values) for c in columns]
+        for column in columns:
+            values = column.values
+            stream += [*values[:1], *(b - a for a, b in pairwise(values))]
+            stream += column.index or ()
+        return codec.pack(stream)
+
+    @classmethod
+    def unpack(cls, version: int, blob: bytes, wanted: Container[int] | None = None) -> Frame:
+        """Return the frame that `pack` was given. Raises StoreDamagedError when it is none.
+
+        Args:
+            version: of the codec.
+            blob: what `pack` returned.
+            wanted: the series that are to be in it; None = all.
+        """
+        stream = codec.unpack(version, blob)
+        times, seqs = codec.unpack_times(stream)
+        try:
+            columns = _columns(stream, len(times), wanted)
+        except IndexError as error:
+            raise StoreDamagedError(
+                "a packed tick is shorter than it says", hint="memplan db repair"
+            ) from error
+        return cls(seqs=seqs, times=times, columns=columns)
+
+    def by_period(self, period_ns: int) -> dict[int, dict[int, Summary]]:
+        """Return period number -> series id -> summary; a period is `period_ns` of wall clock."""
+        found: dict[int, dict[int, Summary]] = {}
+        whole = list(_stretches(self.times, period_ns))
+        for series, column in self.columns.items():
+            times = self.column_times(column)
+            stretches = whole if column.index is None else _stretches(times, period_ns)
+            for period, begin, end in stretches:
+                part = summarize(column.values[begin:end], times[begin:end])
+                rows = found.setdefault(period, {})
+                rows[series] = merge(rows[series], part) if series in rows else part
+        return found
+
+
+def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[int, Column]:
+    at = 2 * n + 1
+    count = stream[at]
+    ids = list(accumulate(stream[at + 1 : at + 1 + count]))
+    at += 1 + count
+    if n == 1:
+        values = stream[at : at + count]
+        if len(values) != count or len(ids) != count:
+            raise IndexError(count)
+        pairs = zip(ids, values, strict=True)
+        return {i: Column(values=[v]) for i, v in pairs if wanted is None or i in wanted}
+    sizes = stream[at : at + count]
+    at += count
+    if len(stream) != at + sum(2 * k or n for k in sizes):
+        raise IndexError(count)
+    columns = {}
+    for series, k in zip(ids, sizes, strict=True):
+        size = k or n
+        if wanted is None or series in wanted:
+            values = list(accumulate(stream[at : at + size]))
+            index = stream[at + size : at + 2 * size] if k else None
+            columns[series] = Column(values=values, index=index)
+        at += 2 * k or n
+    return columns
+
+
+def _stretches(times: Sequence[int], period_ns: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (period number, begin, end) of neighbours in the same period."""
+    begin = 0
+    for period, group in groupby(times, lambda t_ns: t_ns // period_ns):
+        end = begin + len(list(group))
+        yield period, begin, end
+        begin = end

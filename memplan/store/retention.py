@@ -1,0 +1,161 @@
+"""How long what is kept: raw samples, minutes, hours, and a cap on the whole file.
+
+Whatever goes, goes in batches of some thirty milliseconds, so that no sample waits. Events, plans,
+phases and peaks stay until their run is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import sqlalchemy
+from sqlalchemy import delete, func, select
+
+from memplan.store import tables
+from memplan.store.append import HOUR_NS, MINUTE_NS
+from memplan.store.engine import driver
+from memplan.store.partition import DAY_NS
+
+__all__ = ["BATCH_S", "Policy", "Retention"]
+
+BATCH_S = 0.03
+"""Seconds that one transaction may take."""
+
+_VACUUM_PAGES = 256
+"""Free pages that are left in the file for what comes next, and that one vacuum gives back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is kept."""
+
+    raw_ns: int = 48 * HOUR_NS
+    """Age up to which samples are kept."""
+    minute_ns: int = 30 * DAY_NS
+    """Age up to which roll-ups of a minute are kept."""
+    hour_ns: int = 730 * DAY_NS
+    """Age up to which roll-ups of an hour are kept."""
+    cap_bytes: int = 1024**3
+    """Bytes of the database beyond which the oldest go early: samples, then minutes."""
+
+
+Begin = Callable[[], AbstractContextManager[sqlalchemy.Connection]]
+
+
+class Retention:
+    """Deletes what is too old, one batch at a call."""
+
+    def __init__(self, begin: Begin, host_id: int, policy: Policy) -> None:
+        """Set up.
+
+        Args:
+            begin: opens a transaction of the writer.
+            host_id: whose rows.
+            policy: what is kept.
+        """
+        self._begin = begin
+        self._host_id = host_id
+        self._policy = policy
+        self._blocks, self._periods = 16, 4
+        self.longest_s = 0.0
+        """Longest transaction so far."""
+        self.longest_cpu_s = 0.0
+        """The same in CPU time, which other work on the machine does not lengthen."""
+        self._begun = (0.0, 0.0)
+
+    def batch(self, connection: sqlalchemy.Connection, now_ns: int) -> bool:
+        """Delete or give back one batch; tell whether there is more to do."""
+        policy = self._policy
+        return (
+            self._drop_blocks(tables.block.c.t1_ns < now_ns - policy.raw_ns)
+            or self._drop_periods(tables.rollup_1m, (now_ns - policy.minute_ns) // MINUTE_NS)
+            or self._drop_periods(tables.rollup_1h, (now_ns - policy.hour_ns) // HOUR_NS)
+            or (self._over_cap(connection) and self.drop_oldest())
+            or self._give_back(connection)
+        )
+
+    def drop_oldest(self) -> bool:
+        """Delete the oldest blocks, where there are none the oldest minutes; tell if any."""
+        return self._drop_blocks(sqlalchemy.true()) or self._drop_periods(tables.rollup_1m, 2**31)
+
+    def _drop_blocks(self, which: sqlalchemy.ColumnElement[bool]) -> bool:
+        b, c = tables.block.c, tables.chunk.c
+        query = select(b.id, b.day).where(b.host_id == self._host_id, which).order_by(b.id)
+        self._start()
+        with self._begin() as connection:
+            rows = connection.execute(query.limit(self._blocks)).all()
+            for number, day in rows:
+                connection.execute(
+                    delete(tables.chunk).where(
+                        c.host_id == self._host_id, c.day == day, c.block_id == number
+                    )
+                )
+                connection.execute(
+                    delete(tables.block).where(b.host_id == self._host_id, b.id == number)
+                )
+        self._blocks = self._adapt(self._blocks, self._stop())
+        return bool(rows)
+
+    def _drop_periods(self, table: sqlalchemy.Table, before: int) -> bool:
+        c = table.c
+        self._start()
+        with self._begin() as connection:
+            first = connection.execute(
+                select(func.min(c.period)).where(c.host_id == self._host_id)
+            ).scalar()
+            if first is None or first >= before:
+                return False
+            end = min(first + self._periods, before)
+            connection.execute(delete(table).where(c.host_id == self._host_id, c.period < end))
+        self._periods = self._adapt(self._periods, self._stop())
+        return True
+
+    def _start(self) -> None:
+        self._begun = time.perf_counter(), time.thread_time()
+
+    def _stop(self) -> float:
+        """Return the seconds since `_start`, and remember the longest."""
+        took_s = time.perf_counter() - self._begun[0]
+        self.longest_s = max(self.longest_s, took_s)
+        self.longest_cpu_s = max(self.longest_cpu_s, time.thread_time() - self._begun[1])
+        return took_s
+
+    @staticmethod
+    def _adapt(size: int, took_s: float) -> int:
+        """Return the size of the next batch: half when this one took long, twice when short."""
+        if took_s > BATCH_S * 0.6:
+            return max(size // 2, 1)
+        return min(size * 2, 512) if took_s < BATCH_S / 4 else size
+
+    def _over_cap(self, connection: sqlalchemy.Connection) -> bool:
+        if connection.dialect.name != "sqlite":
+            return False
+        used = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
+        return used * _pragma(connection, "page_size") > self._policy.cap_bytes
+
+    def _give_back(self, connection: sqlalchemy.Connection) -> bool:
+        """Shrink the file by a few pages, when it has many free ones."""
+        if connection.dialect.name != "sqlite":
+            return False
+        free = _pragma(connection, "freelist_count")
+        if free <= _VACUUM_PAGES or _pragma(connection, "auto_vacuum") != 2:
+            return False
+        self._start()
+        shrink(connection, min(_VACUUM_PAGES, free - _VACUUM_PAGES))
+        self._stop()
+        return True
+
+
+def shrink(connection: sqlalchemy.Connection, pages: int) -> None:
+    """Give free pages back to the file system (at the next checkpoint)."""
+    with contextlib.closing(driver(connection).cursor()) as cursor:
+        cursor.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+
+
+def _pragma(connection: sqlalchemy.Connection, name: str) -> int:
+    with contextlib.closing(driver(connection).cursor()) as cursor:
+        return int(cursor.execute(f"PRAGMA {name}").fetchone()[0])

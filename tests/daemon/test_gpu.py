@@ -1,0 +1,395 @@
+"""GPUs through a library of our own that fails in every way the real one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from memplan_daemon.clock import SystemClock
+from memplan_daemon.collectors import child
+from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
+from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
+from memplan_daemon.proc import Process
+
+from memplan.testing import FakeGpu, Fault
+
+FULL = {
+    "util": 37,
+    "power": 250_000,
+    "limit": 700_000,
+    "temp": 54,
+    "sm": 1980,
+    "mem": 2619,
+    "tx": 100,
+    "rx": 200,
+    "nvlink_tx": 3,
+    "nvlink_rx": 4,
+    "ecc_soft": 1,
+    "ecc_hard": 0,
+    "mig": 0,
+}
+
+
+class Gpus:
+    """A collector and what it found, tick by tick."""
+
+    def __init__(self, **options):
+        self.collector = GpuCollector(SystemClock(), problem=lambda: "", wait_s=5.0, **options)
+        self.ticks = 0
+
+    def items(self, *pids, kind=Reading):
+        members = {pid: Process(pid, "/nowhere", None) for pid in pids}
+        run_id = "r-1" if pids else None
+        watch = Watch(
+            run_id=run_id, pid=pids[0] if pids else None, members=members, tick=self.ticks
+        )
+        return [item for item in self.collector.collect(watch) if isinstance(item, kind)]
+
+    def host(self):
+        self.ticks += 1
+        return {(r.entity, r.metric): r.value for r in self.items()}
+
+    def run(self, *pids):
+        return {(r.entity, r.metric): r.value for r in self.items(*pids)}
+
+    def gaps(self):
+        return {(g.entity, g.metric): g.state for g in self.items(kind=Gap)}
+
+    def everything(self):
+        """One tick: readings, gaps and events."""
+        self.ticks += 1
+        watch = Watch(run_id=None, pid=None, tick=self.ticks)
+        return list(self.collector.collect(watch))
+
+    def events(self):
+        return [(e.entity, e.kind, e.code) for e in self.everything() if isinstance(e, Event)]
+
+
+@pytest.fixture
+def gpus(nvml):
+    nvml.gpus = [
+        FakeGpu(uuid="GPU-a", used=600, total=2000, reserved=50, fields=dict(FULL)),
+        FakeGpu(uuid="GPU-b", used=10, total=2000, reserved=0),
+    ]
+    nvml.write()
+    made = Gpus()
+    yield made
+    made.collector.close()
+
+
+def test_every_gpu_is_read_by_uuid_to_the_byte(gpus):
+    """Memory by the second version of the call, and everything else that the device has."""
+    found = gpus.host()
+    assert {m: v for (e, m), v in found.items() if e == "gpu:GPU-a"} == {
+        "total_bytes": 2000,
+        "used_bytes": 600,
+        "reserved_bytes": 50,
+        "free_bytes": 1350,
+        "utilization_percent": 37,
+        "power_milliwatts": 250_000,
+        "power_limit_milliwatts": 700_000,
+        "temperature_celsius": 54,
+        "sm_clock_megahertz": 1980,
+        "memory_clock_megahertz": 2619,
+        "pcie_tx_bytes_per_second": 100_000,
+        "pcie_rx_bytes_per_second": 200_000,
+        "nvlink_tx_bytes": 3072,
+        "nvlink_rx_bytes": 4096,
+        "ecc_corrected_count": 1,
+        "ecc_uncorrected_count": 0,
+    }
+    assert gpus.collector.driver == "570.00"
+
+
+def test_what_a_device_has_not_got_is_a_gap_with_its_reason_and_hides_nothing(gpus, nvml):
+    """One field fails, the others are read; an old driver has no reserved bytes."""
+    found = gpus.host()
+    assert found["gpu:GPU-b", "used_bytes"] == 10
+    assert gpus.gaps()["gpu:GPU-b", "power_milliwatts"] == "not-supported"
+    nvml.faults = [
+        Fault(function="nvmlDeviceGetPowerUsage", error=4),
+        Fault(function="nvmlDeviceGetMemoryInfo_v2", error=13),
+    ]
+    nvml.write()
+    found = gpus.host()
+    assert gpus.gaps()["gpu:GPU-a", "power_milliwatts"] == "no-permission"
+    assert found["gpu:GPU-a", "used_bytes"] == 650
+    assert ("gpu:GPU-a", "reserved_bytes") not in found
+
+
+def test_a_tree_uses_what_its_processes_use_once(gpus, nvml):
+    """A process in both lists counts once; strangers do not count; an idle GPU has no reading."""
+    nvml.gpus[0].compute = {10: 500, 99: 70}
+    nvml.gpus[0].graphics = {10: 500, 11: 30}
+    nvml.write()
+    gpus.host()
+    assert gpus.run(10, 11, 12) == {
+        ("process:10/gpu:GPU-a", "used_bytes"): 500,
+        ("process:11/gpu:GPU-a", "used_bytes"): 30,
+        ("gpu:GPU-a/tree", "used_bytes"): 530,
+    }
+    assert gpus.run(12) == {}
+    assert gpus.collector.pids() == {10, 11, 99}
+
+
+def test_a_process_without_a_number_is_a_gap_and_no_zero(gpus, nvml):
+    """As on WSL2 and WDDM."""
+    nvml.gpus[0].compute = {10: None, 11: 5}
+    nvml.write()
+    gpus.host()
+    assert gpus.run(10) == {}
+    assert gpus.items(10, kind=Gap) == [Gap("process:10/gpu:GPU-a", "used_bytes", "not-supported")]
+    assert gpus.run(10, 11)["gpu:GPU-a/tree", "used_bytes"] == 5
+
+
+def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
+    """The library asks for the size first; whoever starts in between makes the answer too long."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 150), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=48)]
+    nvml.write()
+    gpus.host()
+    assert gpus.run(100) == {}
+    assert gpus.gaps()["gpu:GPU-a", "compute_processes"] == "failed"
+    nvml.faults = []
+    nvml.write()
+    gpus.host()
+    assert gpus.run(100)["gpu:GPU-a/tree", "used_bytes"] == 1
+
+
+def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
+    """It is told once, and once more when it is back."""
+    gpus.host()
+    nvml.faults = [Fault(function="*", uuid="GPU-a", error=15)]
+    nvml.write()
+    items = gpus.everything()
+    assert {i.entity for i in items if isinstance(i, Reading)} == {"gpu:GPU-b"}
+    assert [i.code for i in items if isinstance(i, Event)] == [STATES.index("lost")]
+    assert gpus.collector.states == {"GPU-a": "lost", "GPU-b": "ok"}
+    assert gpus.events() == []
+    nvml.faults = []
+    nvml.write()
+    assert gpus.events() == [("gpu:GPU-a", "gpu.state", 0)]
+    assert gpus.collector.probe.restarts == 0
+
+
+def test_a_driver_that_was_loaded_anew_is_read_on_with_new_handles(gpus, nvml):
+    """Old handles answer "invalid argument": no tick is lost, no probe restarted."""
+    gpus.host()
+    nvml.generation = 1
+    nvml.write()
+    assert gpus.host()["gpu:GPU-a", "used_bytes"] == 600
+    assert gpus.collector.probe.restarts == 0
+
+
+def test_fewer_gpus_in_another_order_keep_their_names(gpus, nvml):
+    """After a reset number 0 is another device."""
+    gpus.host()
+    nvml.gpus = [nvml.gpus[1], FakeGpu(uuid="GPU-c", used=7)]
+    nvml.write()
+    found = gpus.host()
+    assert found["gpu:GPU-b", "used_bytes"] == 10
+    gpus.host()
+    nvml.gpus.append(FakeGpu(uuid="GPU-d", used=8))
+    nvml.write()
+    found = gpus.host()
+    assert found["gpu:GPU-c", "used_bytes"] == 7
+    assert found["gpu:GPU-d", "used_bytes"] == 8
+    assert gpus.collector.states["GPU-a"] == "lost"
+
+
+def test_mig_may_be_switched_on_and_off_while_it_runs(gpus, nvml):
+    """Parts have their own memory and processes; what the parent has no number for is a gap."""
+    gpus.host()
+    nvml.gpus[0].fields["mig"] = 1
+    nvml.gpus[0].mig = [
+        FakeGpu(uuid="MIG-1", used=100, total=500, fields={"gi": 1, "ci": 0}, compute={10: 60}),
+        FakeGpu(uuid="MIG-2", used=0, total=500, fields={"gi": 2, "ci": 0}),
+    ]
+    nvml.write()
+    found = gpus.host()
+    assert found["gpu:MIG-1", "used_bytes"] == 100
+    assert gpus.gaps()["gpu:MIG-2", "utilization_percent"] == "not-supported"
+    assert gpus.run(10)["gpu:MIG-1/tree", "used_bytes"] == 60
+    nvml.gpus[0].fields["mig"] = 0
+    nvml.gpus[0].mig = []
+    nvml.write()
+    assert {e for e, _ in gpus.host()} == {"gpu:GPU-a", "gpu:GPU-b"}
+
+
+@pytest.mark.parametrize("code", [31, 48, 79, 94, 119])
+def test_an_xid_is_told_once_with_its_time(gpus, nvml, code):
+    """Also when the handles were taken anew in between; the device goes on."""
+    gpus.host()
+    before = time.time_ns()
+    nvml.xid("GPU-a", code)
+    found = [item for item in gpus.everything() if isinstance(item, Event)]
+    assert [(e.entity, e.kind, e.code) for e in found] == [("gpu:GPU-a", "gpu.xid", code)]
+    assert before <= found[0].t_ns <= time.time_ns()
+    nvml.generation = 1
+    nvml.write()
+    assert gpus.events() == gpus.events() == []
+    nvml.ecc("GPU-b")
+    assert gpus.events() == [("gpu:GPU-b", "gpu.ecc_double", 0)]
+
+
+def test_an_event_set_that_is_lost_is_made_anew(gpus, nvml):
+    """What happens afterwards is told."""
+    gpus.host()
+    nvml.faults = [Fault(function="nvmlEventSetWait_v2", error=999)]
+    nvml.write()
+    assert gpus.events() == []
+    nvml.faults = []
+    nvml.write()
+    gpus.host()
+    nvml.xid("GPU-a", 31)
+    assert gpus.events() == [("gpu:GPU-a", "gpu.xid", 31)]
+
+
+@pytest.mark.parametrize(("code", "word"), [(12, "Not Found"), (18, "mismatch"), (999, "Unknown")])
+def test_a_driver_that_does_not_start_is_said_once_and_tried_again(
+    gpus, nvml, code, word, caplog, monkeypatch
+):
+    """No library, another version after an upgrade, "unknown error" in a container."""
+    monkeypatch.setattr("memplan_daemon.collectors.gpu.FIRST_RETRY_S", 0.0)
+    gpus.collector._retry_s = 0.0
+    nvml.init = code
+    nvml.write()
+    with caplog.at_level("INFO", "memplan.daemon"):
+        for _ in range(3):
+            assert gpus.host() == {}
+    assert len(caplog.records) == 1
+    assert word in gpus.collector.problem
+    nvml.init = 0
+    nvml.write()
+    assert gpus.host()["gpu:GPU-a", "used_bytes"] == 600
+    assert gpus.collector.problem == ""
+
+
+def test_the_pause_between_tries_grows(nvml):
+    """5 s, 10 s, ... at most 5 minutes: a probe is not started in every tick."""
+    nvml.init = 9
+    nvml.write()
+    made = Gpus()
+    made.host()
+    restarts = made.collector.probe.restarts
+    for _ in range(5):
+        made.host()
+    assert made.collector.probe.restarts == restarts
+    assert made.collector._retry_s == 10.0
+    made.collector.close()
+
+
+def test_without_a_library_no_probe_is_started(monkeypatch):
+    """Most machines have none."""
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    if nvidia_problem() == "":
+        pytest.skip("this machine has the library")
+    collector = GpuCollector(SystemClock())
+    assert list(collector.collect(Watch(run_id=None, pid=None))) == []
+    assert collector.probe.pid is None
+    assert "libnvidia-ml" in collector.problem
+
+
+@pytest.fixture
+def hasty(gpus, monkeypatch):
+    """The deadline is half a second, and a tick waits a twentieth of one."""
+    monkeypatch.setattr(child, "DEADLINE_S", 0.5)
+    gpus.host()
+    gpus.collector._wait_s = 0.05
+    return gpus
+
+
+def ticking(gpus, condition, seconds):
+    """Tick ten times a second until a condition holds; return how long it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, "it took too long"
+        started = time.monotonic()
+        gpus.host()
+        assert time.monotonic() - started < 0.4, "a tick must not wait for a driver"
+        time.sleep(0.1)
+    return time.monotonic() - begin
+
+
+def state_is(gpus, state):
+    return lambda: gpus.collector.states["GPU-a"] == state
+
+
+@pytest.mark.parametrize("how", ["hang", "stop", "kill"])
+def test_a_driver_that_does_not_answer_makes_gpus_late_and_leaves_no_probe_behind(hasty, nvml, how):
+    """A call that never ends, a probe that was stopped, one that was killed."""
+    first = hasty.collector.probe.pid
+    if how == "hang":
+        nvml.faults = [Fault(function="nvmlDeviceGetMemoryInfo_v2", sleep_ms=3_600_000)]
+        nvml.write()
+    else:
+        os.kill(first, signal.SIGSTOP if how == "stop" else signal.SIGKILL)
+    if how != "kill":
+        assert ticking(hasty, state_is(hasty, "late"), 3.0) > 0.4
+        assert {item.state for item in hasty.everything() if isinstance(item, Gap)} == {"late"}
+    nvml.faults = []
+    nvml.write()
+    ticking(hasty, lambda: hasty.collector.probe.restarts and state_is(hasty, "ok")(), 5.0)
+    assert hasty.collector.probe.pid != first
+    assert hasty.collector.probe.abandoned == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+
+
+def test_a_driver_that_stays_stuck_does_not_collect_probes(hasty, nvml, monkeypatch):
+    """A child that SIGKILL does not end is left alone; after three no other is started."""
+    monkeypatch.setattr(child, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr("subprocess.Popen.poll", lambda self: None)
+    for _ in range(10):
+        hasty.collector.probe.stop(pause_s=0)
+        hasty.host()
+    assert hasty.collector.probe.abandoned == child.MOST_ABANDONED
+    monkeypatch.undo()
+    hasty.collector.probe._reap()
+    time.sleep(0.2)
+    hasty.host()
+    assert hasty.collector.probe.abandoned == 0
+
+
+def test_amd_devices_are_read_by_their_own_library(tmp_path, monkeypatch):
+    """A stand-in for ROCm's module: bytes, watts, and "N/A" as a gap."""
+    (tmp_path / "amdsmi.py").write_text(AMDSMI)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = Gpus(backend="amd")
+    found = made.host()
+    assert found == {
+        ("gpu:AMD-u1", "total_bytes"): 1000,
+        ("gpu:AMD-u1", "used_bytes"): 400,
+        ("gpu:AMD-u1", "free_bytes"): 600,
+        ("gpu:AMD-u1", "utilization_percent"): 12,
+        ("gpu:AMD-u1", "power_milliwatts"): 90_000,
+    }
+    assert made.gaps()["gpu:AMD-u1", "temperature_celsius"] == "not-supported"
+    assert made.run(10)["gpu:AMD-u1/tree", "used_bytes"] == 300
+    made.collector.close()
+
+
+AMDSMI = """
+class AmdSmiException(Exception): pass
+class AmdSmiLibraryException(AmdSmiException):
+    def __init__(self, code):
+        super().__init__(f"code {code}")
+        self.err_code = code
+class AmdSmiMemoryType: VRAM = 0
+class AmdSmiTemperatureType: HOTSPOT = 1
+class AmdSmiTemperatureMetric: CURRENT = 0
+def amdsmi_init(): pass
+def amdsmi_get_processor_handles(): return ["h"]
+def amdsmi_get_gpu_asic_info(handle): return {"market_name": "Fake MI300X"}
+def amdsmi_get_gpu_device_uuid(handle): return "u1"
+def amdsmi_get_gpu_memory_total(handle, kind): return 1000
+def amdsmi_get_gpu_memory_usage(handle, kind): return 400
+def amdsmi_get_gpu_activity(handle): return {"gfx_activity": 12}
+def amdsmi_get_power_info(handle):
+    return {"current_socket_power": "N/A", "average_socket_power": 90}
+def amdsmi_get_temp_metric(handle, kind, metric): raise AmdSmiLibraryException(2)
+def amdsmi_get_gpu_process_list(handle):
+    return [{"name": "x", "pid": 10, "memory_usage": {"vram_mem": 300}}]
+"""

@@ -1,0 +1,229 @@
+"""From the first layout to the packed one: nothing is lost, and nothing is half done."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from factories import make_device, make_phase, make_plan, make_run
+
+from memplan.errors import StoreError, StoreLockedError, StoreVersionError
+from memplan.serialize import dumps
+from memplan.store.migrate import HEAD, copy_path
+from memplan.store.reader import StoreReader
+from memplan.store.writer import LocalWriter
+from memplan.types import Sample, Series
+
+MAKE_OLD = """
+import sys
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from memplan.store.engine import writer_engine
+
+engine = writer_engine(sys.argv[1])
+with engine.connect() as connection, connection.begin():
+    config = Config()
+    config.set_main_option("script_location", "memplan_migrations:")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0001")
+engine.dispose()
+"""
+
+MIGRATE_AND_DIE = """
+import os, signal, sys
+import sqlalchemy
+from memplan.store.writer import LocalWriter
+
+left = int(sys.argv[2])
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
+def count(connection, cursor, statement, *rest):
+    global left
+    if statement.lstrip().upper().startswith(("CREATE", "INSERT", "ALTER", "DROP", "UPDATE")):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+LocalWriter(sys.argv[1]).close()
+print(left)
+"""
+
+SERIES = [
+    Series(run_id=run_id, entity=entity, metric="rss_bytes")
+    for run_id in (None, "r-1")
+    for entity in ("tree", "gpu:GPU-1")
+]
+
+
+def make_old(database, ticks=150):
+    """Make a database of the first layout, as that version wrote it; return its samples."""
+    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database)], check=True)
+    samples = []
+    connection = sqlite3.connect(database)
+    with connection:
+        plan, run, phase, device = make_plan(), make_run(), make_phase(), make_device()
+        connection.execute(
+            "INSERT INTO plan VALUES (?, ?, ?, ?, ?)",
+            (plan.id, plan.created_ns, plan.model.name, True, dumps(plan, indent=None)),
+        )
+        connection.execute(
+            "INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+            (
+                run.id,
+                run.plan_id,
+                run.host,
+                run.pid,
+                run.started_ns,
+                run.ended_ns,
+                run.exit_code,
+                run.status,
+                dumps(run, indent=None),
+            ),
+        )
+        connection.execute(
+            "INSERT INTO phase VALUES (?, ?, ?, ?, ?, ?)",
+            ("r-1", phase.pid, phase.name, phase.started_ns, phase.ended_ns, dumps(phase)),
+        )
+        connection.execute("INSERT INTO device VALUES (?, '', ?)", (device.name, dumps(device)))
+        for number, series in enumerate(SERIES, 1):
+            row = (number, series.run_id or "", series.entity, series.metric)
+            connection.execute("INSERT INTO series VALUES (?, ?, ?, ?, 1)", row)
+        for seq in range(1, ticks + 1):
+            t_ns = 10**18 + seq * 10**9 - (seq % 50 == 0) * 3 * 10**9
+            connection.execute("INSERT INTO tick VALUES (?, ?)", (seq, t_ns))
+            for number, series in enumerate(SERIES, 1):
+                if seq % number:
+                    continue
+                value = (seq * 4096 * number) % 99_991
+                connection.execute("INSERT INTO sample VALUES (?, ?, ?)", (seq, number, value))
+                samples.append(Sample(series=series, t_ns=t_ns, value=value))
+    connection.close()
+    return samples
+
+
+def old_is_whole(database):
+    connection = sqlite3.connect(database)
+    try:
+        (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM sample").fetchone()
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return version, count
+    finally:
+        connection.close()
+
+
+def assert_all_there(database, samples):
+    with StoreReader(database) as reader:
+        assert reader.plans() == (make_plan(),)
+        assert reader.runs() == (make_run(),)
+        assert reader.phases("r-1") == (make_phase(),)
+        assert reader.devices() == (make_device(),)
+        for run_id in (None, "r-1"):
+            sent = [s for s in samples if s.series.run_id == run_id]
+            assert list(reader.samples(run_id).samples) == sent
+            for peak in reader.peaks(run_id):
+                highest = max((s for s in sent if s.series == peak.series), key=lambda s: s.value)
+                assert (peak.value, peak.t_ns) == (highest.value, highest.t_ns)
+
+
+def test_everything_of_the_first_layout_is_kept(tmp_path):
+    """Documents, samples in their order across a clock that jumped, peaks; and a copy as it was."""
+    database = tmp_path / "m.db"
+    samples = make_old(database)
+    LocalWriter(database).close()
+    assert_all_there(database, samples)
+    assert old_is_whole(copy_path(database)) == ("0001", len(samples))
+    connection = sqlite3.connect(database)
+    assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    connection.close()
+    assert not any(name.startswith("old_") for name in tables)
+
+
+@pytest.mark.parametrize("statements", [0, 3, 9, 25, pytest.param(None, marks=pytest.mark.faults)])
+def test_a_migration_of_old_samples_that_is_killed_changes_nothing(tmp_path, statements):
+    """Old or new, never between: killed at a statement (None: at each one), then tried again."""
+    database = tmp_path / "m.db"
+    samples = make_old(database)
+    tried = range(10_000) if statements is None else [statements]
+    for number in tried:
+        done = subprocess.run(
+            [sys.executable, "-c", MIGRATE_AND_DIE, str(database), str(number)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert old_is_whole(database) == ("0001", len(samples))
+    LocalWriter(database).close()
+    assert_all_there(database, samples)
+    assert old_is_whole(copy_path(database)) == ("0001", len(samples))
+
+
+def test_an_old_writer_that_still_runs_is_not_migrated_under(tmp_path):
+    """It holds the lock, whatever its version."""
+    from memplan.store.lock import WriterLock
+
+    database = tmp_path / "m.db"
+    samples = make_old(database)
+    lock = WriterLock(database)
+    lock.acquire()
+    with pytest.raises(StoreLockedError):
+        LocalWriter(database)
+    lock.release()
+    assert old_is_whole(database) == ("0001", len(samples))
+
+
+def test_two_upgraders_at_once_leave_one_new_database(tmp_path):
+    """One wins the lock; the other finds it done, or is told to wait."""
+    database = tmp_path / "m.db"
+    samples = make_old(database)
+    command = [sys.executable, "-c", MIGRATE_AND_DIE, str(database), "100000"]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [child.communicate()[1] for child in both]
+    assert 0 in [child.returncode for child in both]
+    for child, text in zip(both, said, strict=True):
+        assert child.returncode == 0 or "StoreLockedError" in text
+    assert_all_there(database, samples)
+
+
+def test_a_full_disk_leaves_the_old_database(tmp_path):
+    """No room for the copy, or none for the new tables."""
+    database = tmp_path / "m.db"
+    samples = make_old(database)
+    blocked = copy_path(database).with_name(copy_path(database).name + ".part")
+    blocked.mkdir()  # stands for a copy that cannot be written
+    with pytest.raises(StoreError):
+        LocalWriter(database)
+    assert old_is_whole(database) == ("0001", len(samples))
+    blocked.rmdir()
+    LocalWriter(database).close()
+    assert_all_there(database, samples)
+
+
+def test_a_reader_does_not_migrate(tmp_path):
+    """It says which command does."""
+    database = tmp_path / "m.db"
+    make_old(database)
+    with pytest.raises(StoreError) as caught:
+        StoreReader(database)
+    assert "memplan" in caught.value.hint
+    assert old_is_whole(database)[0] == "0001" != HEAD
+
+
+def test_there_is_no_way_back_but_the_copy(tmp_path):
+    """And the refusal says so."""
+    revision = importlib.import_module("memplan_migrations.versions.0002_packed")
+    with pytest.raises(StoreVersionError) as caught:
+        revision.downgrade()
+    assert "before-0002" in caught.value.hint

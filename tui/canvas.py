@@ -1,0 +1,100 @@
+"""The one widget: draws lines with roles, and repaints only those that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memplan_tui.lines import Line, fitted, plain
+from memplan_tui.themes import role_styles
+from rich.segment import Segment
+from rich.style import Style
+from textual.events import Click
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+__all__ = ["Canvas"]
+
+
+class Canvas(Widget):
+    """Shows lines; a click says which one."""
+
+    class Clicked(Message):
+        """A line was clicked."""
+
+        def __init__(self, canvas: Canvas, line: int) -> None:
+            super().__init__()
+            self.canvas = canvas
+            self.line = line
+
+    class Wheel(Message):
+        """The wheel was turned."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def __init__(self, *, unicode: bool, id: str | None = None, base: str = "") -> None:  # noqa: A002
+        """Begin empty.
+
+        Args:
+            unicode: False = ASCII alone.
+            id: the widget's id.
+            base: role of the background.
+        """
+        super().__init__(id=id)
+        self._unicode = unicode
+        self._base = base
+        self._lines: list[Line] = []
+        self._styles: dict[str, Style] = {}
+        self._ground = Style()
+        self._theme = ""
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Show lines; those that are as before are not painted again."""
+        new = [fitted(line, self.size.width) for line in lines]
+        old, self._lines = self._lines, new
+        if self.app.theme != self._theme or len(old) != len(new):
+            self.refresh()
+            return
+        width = self.size.width
+        changed = [Region(0, y, width, 1) for y, line in enumerate(new) if line != old[y]]
+        if changed:
+            self.refresh(*changed)
+
+    def render_line(self, y: int) -> Strip:
+        """Return one row of the screen; each of its pieces has a style."""
+        if self._theme != self.app.theme or not self._styles:
+            self._theme = self.app.theme
+            theme = self.app.current_theme
+            self._styles = role_styles(theme, colour=not self.app.no_color)
+            colour = None if theme.ansi or self.app.no_color else theme.background
+            self._ground = Style(bgcolor=colour)
+        base = self._ground + self._styles.get(self._base, Style())
+        width = self.size.width
+        line = self._lines[y] if y < len(self._lines) else []
+        segments = [
+            Segment(piece if self._unicode else plain(piece), base + self._style(role))
+            for piece, role in fitted(line, width)
+        ]
+        return Strip(segments, width)
+
+    def _style(self, role: str) -> Style:
+        return self._styles.get(role, self._styles[""]) if role or not self._base else Style()
+
+    def text(self) -> str:
+        """Return what is shown, for tests."""
+        return "\n".join("".join(piece for piece, _ in line).rstrip() for line in self._lines)
+
+    def on_click(self, event: Click) -> None:
+        """Tell which line was clicked."""
+        self.post_message(self.Clicked(self, event.y))
+
+    def on_mouse_scroll_down(self) -> None:
+        """Move down."""
+        self.post_message(self.Wheel(1))
+
+    def on_mouse_scroll_up(self) -> None:
+        """Move up."""
+        self.post_message(self.Wheel(-1))

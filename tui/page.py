@@ -1,0 +1,101 @@
+"""What all screens share: a status line, the body, and the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from memplan_tui.canvas import Canvas
+from memplan_tui.keys import footer
+from memplan_tui.lines import Line, ends
+from memplan_tui.messages import Snapshot
+from memplan_tui.text import tr
+from memplan_tui.views.states import empty, note
+from memplan_tui.views.words import Look, headline
+from textual.app import ComposeResult
+from textual.screen import Screen
+
+if TYPE_CHECKING:
+    from memplan_tui.app import MemplanApp
+
+__all__ = ["Page"]
+
+SMALLEST = (30, 8)
+"""Columns and rows below which nothing sensible fits."""
+
+
+class Page(Screen[None]):
+    """One of the five screens; a subclass says what stands in the body."""
+
+    NAME: ClassVar[str] = ""
+    """Key of its bindings."""
+    NEED: ClassVar[str] = "live"
+    """What must be there; see `memplan_tui.views.states.empty`."""
+    TITLE_WORD: ClassVar[str] = ""
+    """Its title, a key of the catalogue."""
+
+    DEFAULT_CSS = """
+    Page { background: $background; color: $foreground; layout: vertical; }
+    Page > #status { height: 1; }
+    Page > #body { height: 1fr; margin: 0 1; }
+    Page > #keys { height: 1; margin: 0 1; }
+    """
+
+    def compose(self) -> ComposeResult:
+        """Lay out."""
+        unicode = self.memplan.unicode
+        yield Canvas(unicode=unicode, id="status", base="status")
+        yield Canvas(unicode=unicode, id="body")
+        yield Canvas(unicode=unicode, id="keys")
+
+    @property
+    def memplan(self) -> MemplanApp:
+        """Return the program."""
+        return cast("MemplanApp", self.app)
+
+    def body(self, snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line]:
+        """Return what stands between status line and keys."""
+        raise NotImplementedError
+
+    def on_mount(self) -> None:
+        """Show what is known already."""
+        self.call_after_refresh(self.show)
+
+    def on_resize(self) -> None:
+        """Lay the lines out anew."""
+        self.call_after_refresh(self.show)
+
+    def on_screen_resume(self) -> None:
+        """Show what came while another screen was in front."""
+        self.call_after_refresh(self.show)
+
+    def show(self) -> None:
+        """Draw the snapshot that the program holds."""
+        if not self.is_mounted or not self.query("#body"):
+            return  # the program is ending, or the screen has just been made
+        width, height = self.size.width, self.size.height
+        app, look = self.memplan, self.memplan.look()
+        self._canvas("status").show([self._status(app.snapshot, look, width)])
+        moved, playing = app.moved, app.replay is not None
+        self._canvas("keys").show([footer(self.NAME, moved, width - 2, replay=playing)])
+        self._canvas("body").show(self._body(app.snapshot, look, width - 2, height - 2))
+
+    def _canvas(self, name: str) -> Canvas:
+        return self.query_one(f"#{name}", Canvas)
+
+    def _body(self, snapshot: Snapshot, look: Look, width: int, height: int) -> Sequence[Line]:
+        if width < SMALLEST[0] or height < SMALLEST[1] - 2:
+            return [[(tr("window too small"), "bold")]]
+        nothing = empty(snapshot, width, need=self.NEED)
+        if nothing is not None:
+            return [[("", "")], *nothing]
+        said = note(snapshot, replay=self.memplan.replay is not None)
+        rest = self.body(snapshot, look, width, height - (said is not None))
+        return [said, *rest] if said is not None else rest
+
+    def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
+        known = snapshot.state == "ok" or snapshot.kept
+        about = headline(snapshot.detail) if known else ""
+        left: Line = [(f" memplan  {tr(self.TITLE_WORD)}   {about}", "")]
+        words, role = look.clock
+        return ends(left, [(f"{words} ", role)], width)

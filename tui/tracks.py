@@ -1,0 +1,175 @@
+"""Samples of one run, or of the machine, kept by series: what was now, and highest, at any time."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+from memplan_tui.messages import Points, Process
+
+from memplan.chart import downsample
+from memplan.store.base import Curve
+from memplan.types import Peak, Phase, Sample, Series
+
+__all__ = ["KEPT_POINTS", "Track", "Tracks"]
+
+KEPT_POINTS = 4096
+"""Points of one series while it is watched; beyond, of neighbours the extremes stay."""
+
+_GONE_NS = 5 * 10**9
+"""A process without a sample for so long, as the run went on, has ended."""
+
+Key = tuple[str, str]
+"""Entity and metric."""
+
+
+class Track:
+    """One series: times, values and the highest value so far."""
+
+    __slots__ = ("count", "high", "times", "values")
+
+    def __init__(self) -> None:
+        self.times = array("q")
+        self.values = array("q")
+        self.high = array("q")
+        self.count = 0
+
+    def add(self, t_ns: int, value: int) -> None:
+        """Append a sample; the wall clock may have jumped back, the order then stays."""
+        self.times.append(max(t_ns, self.times[-1]) if self.times else t_ns)
+        self.values.append(value)
+        self.high.append(max(value, self.high[-1]) if self.high else value)
+        self.count += 1
+
+    def thin(self, limit: int) -> None:
+        """Keep about half the limit of points once there are more than it."""
+        if len(self.times) > limit:
+            points = list(zip(self.times, self.values, strict=True))
+            self._refill(downsample(points, limit // 2), self.count)
+
+    def _refill(self, points: Iterable[tuple[int, int]], count: int) -> None:
+        self.times, self.values, self.high = array("q"), array("q"), array("q")
+        for t, value in points:
+            self.add(t, value)
+        self.count = count
+
+    def last(self, at_ns: int) -> int | None:
+        """Return the index of the newest sample at a time; None before the first."""
+        index = bisect_right(self.times, at_ns) - 1
+        return index if index >= 0 else None
+
+    def points(self, since_ns: int, until_ns: int) -> Points:
+        """Return the samples of a window, and the one before it so that a line enters it."""
+        first, last = bisect_left(self.times, since_ns), bisect_right(self.times, until_ns)
+        return tuple(zip(self.times[first:last], self.values[first:last], strict=True))
+
+    def peak(self, series: Series, at_ns: int) -> Peak | None:
+        """Return the highest value up to a time."""
+        index = self.last(at_ns)
+        if index is None:
+            return None
+        value = self.high[index]
+        whole = index == len(self.times) - 1
+        return Peak(
+            series=series,
+            value=value,
+            t_ns=self.times[bisect_left(self.high, value)],
+            count=self.count if whole else index + 1,
+        )
+
+
+class Tracks:
+    """All series of one run (None: of the machine)."""
+
+    def __init__(self, run_id: str | None, *, limit: int = KEPT_POINTS) -> None:
+        """Begin empty.
+
+        Args:
+            run_id: whose samples these are.
+            limit: points kept of one series.
+        """
+        self.run_id = run_id
+        self.series: dict[Key, Track] = {}
+        self._limit = limit
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Append samples, oldest first."""
+        for sample in samples:
+            key = (sample.series.entity, sample.series.metric)
+            track = self.series.get(key)
+            if track is None:
+                track = self.series[key] = Track()
+            track.add(sample.t_ns, sample.value)
+            track.thin(self._limit)
+
+    def add_curves(self, curves: Iterable[Curve]) -> None:
+        """Append what is left of older samples: of each bucket the lowest and the highest."""
+        for curve in curves:
+            key = (curve.series.entity, curve.series.metric)
+            track = self.series.setdefault(key, Track())
+            for bucket in curve.buckets:
+                if bucket.low != bucket.high:
+                    track.add(bucket.t_ns, bucket.low)
+                track.add(bucket.high_t_ns, bucket.high)
+                if bucket.last != bucket.high:
+                    track.add(bucket.t_ns + curve.width_ns - 1, bucket.last)
+                track.count += bucket.n - 1
+            track.thin(self._limit)
+
+    def peaks(self, at_ns: int) -> tuple[Peak, ...]:
+        """Return the peak of each series up to a time."""
+        found = (
+            track.peak(Series(run_id=self.run_id, entity=entity, metric=metric), at_ns)
+            for (entity, metric), track in self.series.items()
+        )
+        return tuple(peak for peak in found if peak is not None)
+
+    def now(self, entity: str, metric: str, at_ns: int) -> int | None:
+        """Return a series' value at a time."""
+        track = self.series.get((entity, metric))
+        index = track.last(at_ns) if track is not None else None
+        return track.values[index] if track is not None and index is not None else None
+
+    def high(self, entity: str, metric: str, at_ns: int) -> int | None:
+        """Return a series' highest value up to a time."""
+        track = self.series.get((entity, metric))
+        index = track.last(at_ns) if track is not None else None
+        return track.high[index] if track is not None and index is not None else None
+
+    def entities(self, metric: str) -> Iterator[str]:
+        """Yield what has a series of a metric."""
+        return (entity for entity, known in self.series if known == metric)
+
+    def ends(self) -> tuple[int, int] | None:
+        """Return the times of the first and the last sample."""
+        tracks = [track for track in self.series.values() if track.times]
+        if not tracks:
+            return None
+        return min(t.times[0] for t in tracks), max(t.times[-1] for t in tracks)
+
+    def processes(self, phases: Iterable[Phase], at_ns: int) -> tuple[Process, ...]:
+        """Return the run's living processes, the largest first, with what they say they do."""
+        doing = {phase.pid: phase for phase in phases if phase.started_ns <= at_ns}
+        tree = self.series.get(("tree", "rss_bytes"))
+        index = tree.last(at_ns) if tree is not None else None
+        newest = tree.times[index] if tree is not None and index is not None else at_ns
+        found = []
+        for entity in self.entities("rss_bytes"):
+            track = self.series[entity, "rss_bytes"]
+            last = track.last(at_ns)
+            if not entity.startswith("process:") or last is None:
+                continue
+            if track.times[last] >= newest - _GONE_NS:
+                pid = int(entity.removeprefix("process:"))
+                phase = doing.get(pid)
+                found.append(
+                    Process(
+                        pid=pid,
+                        rss_bytes=track.values[last],
+                        peak_bytes=track.high[last],
+                        phase=phase.name if phase is not None else None,
+                        in_phase=phase is not None and phase.ended_ns is None,
+                    )
+                )
+        return tuple(sorted(found, key=lambda process: -process.rss_bytes))

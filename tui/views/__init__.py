@@ -1,0 +1,1 @@
+"""What each screen says, as lines of text with roles: no widgets."""

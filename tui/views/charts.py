@@ -1,0 +1,129 @@
+"""Charts of devices, one above the other, over one time axis with one right edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memplan_tui.lines import Line, fitted, heading
+from memplan_tui.messages import Points, Snapshot
+from memplan_tui.text import tr
+from memplan_tui.views.words import Look, clock, size, words
+
+from memplan.chart import Axis, draw
+
+__all__ = ["Curve", "axis_ends", "charts", "curves"]
+
+LEAST = 5
+"""Rows of one chart with its head; below, fewer charts are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One device's curve, and what it is held against."""
+
+    device: str
+    """Its name."""
+    points: Points
+    """What was measured."""
+    plan: int | None = None
+    """Planned peak."""
+    low: int | None = None
+    """Lower end of the band."""
+    high: int | None = None
+    """Upper end of the band."""
+    capacity: int | None = None
+    """All of its memory."""
+    now: int | None = None
+    """As sampled last."""
+
+
+def curves(snapshot: Snapshot) -> list[Curve]:
+    """Return what can be drawn: the selected run's devices, else the machine's."""
+    detail, machine = snapshot.detail, snapshot.machine
+    whole: dict[str, int | None] = {"cpu": machine.total_bytes}
+    whole |= {gpu.name: gpu.total_bytes for gpu in machine.gpus}
+    if detail is None:
+        now = {gpu.name: gpu.used_bytes for gpu in machine.gpus}
+        return [
+            Curve(device=name, points=points, capacity=whole.get(name), now=now.get(name))
+            for name, points in machine.history.items()
+        ]
+    ledgers = {x.name: x for x in detail.plan.devices} if detail.plan is not None else {}
+    rows = {row.name: row for row in detail.comparison.devices}
+    return [
+        Curve(
+            device=name,
+            points=points,
+            plan=rows[name].planned_bytes if name in rows else None,
+            low=rows[name].low_bytes if name in rows else None,
+            high=rows[name].high_bytes if name in rows else None,
+            capacity=ledgers[name].capacity_bytes if name in ledgers else whole.get(name),
+            now=detail.now.get(name),
+        )
+        for name, points in detail.history.items()
+    ]
+
+
+def axis_ends(snapshot: Snapshot, window_ns: int | None) -> tuple[int, int]:
+    """Return the times at the edges: the same for every device."""
+    detail = snapshot.detail
+    end = snapshot.now_ns
+    if detail is not None and detail.run.ended_ns is not None:
+        end = min(end, detail.run.ended_ns)
+    begins = [points[0][0] for points in snapshot.machine.history.values() if points]
+    start = detail.run.started_ns if detail is not None else min(begins, default=end)
+    if window_ns is not None:
+        start = max(start, end - window_ns)
+    return min(start, end - 10**9), end
+
+
+def charts(snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line]:
+    """Return as many charts as there is room for, the chosen device first."""
+    found = curves(snapshot)
+    if not found:
+        note = tr("nothing was sampled in this window")
+        return [heading(tr("memory over time"), width), [(note, "dim")]][: max(height, 0)]
+    first = look.device % len(found)
+    found = found[first:] + found[:first]
+    count = min(max((height - 1) // LEAST, 1), len(found))
+    start, end = axis_ends(snapshot, look.window_ns)
+    lines: list[Line] = []
+    for i, curve in enumerate(found[:count]):
+        rows = (height - 1 - len(lines)) // (count - i)
+        last = i == count - 1
+        lines.append(_head(curve, look, width, hidden=len(found) - count if not i else 0))
+        lines += _body(curve, look, (start, end), width, rows - 1 + last, floor=last)
+    return [fitted(line, width) for line in lines[:height]]
+
+
+def _head(curve: Curve, look: Look, width: int, *, hidden: int) -> Line:
+    facts = []
+    if curve.plan is not None:
+        facts.append(tr("plan {size}").format(size=size(curve.plan, look.unit)))
+    if curve.capacity is not None:
+        facts.append(tr("capacity {size}").format(size=size(curve.capacity, look.unit)))
+    if hidden:
+        facts.append(tr("+{n} more: d").format(n=hidden))
+    return heading(curve.device, width, " · ".join(facts))
+
+
+def _body(
+    curve: Curve, look: Look, ends: tuple[int, int], width: int, rows: int, *, floor: bool
+) -> list[Line]:
+    start, end = ends
+    points = tuple(point for point in curve.points if start <= point[0] <= end)
+    axis = Axis(
+        start_ns=start,
+        end_ns=end,
+        plan=curve.plan,
+        low=curve.low,
+        high=curve.high,
+        capacity=curve.capacity,
+        unit=look.unit,
+        gap_ns=max(5 * 10**9, (end - start) // 60),
+        left=clock(start),
+        right=clock(end),
+        words=words(),
+    )
+    drawn = draw(points, axis, width=width, height=rows, style=look.style, floor=floor)
+    return [list(row) for row in drawn]
