@@ -87,7 +87,14 @@ def arguments(plan: Plan, spec: ModelSpec) -> list[str]:
     words = ["-m", path, "-c", str(cells), "-np", str(work.batch)]
     words += ["-b", str(max(_BATCH, micro)), "-ub", str(micro)]
     words += ["-ctk", kind, "-ctv", kind, "-fa", "off" if work.attention == "eager" else "on"]
-    words += ["-lm", "none", "-fit", "off", *_placed(homes, gpus), *_overrides(left, _experts(spec))]
+    words += [
+        "-lm",
+        "none",
+        "-fit",
+        "off",
+        *_placed(homes, gpus),
+        *_overrides(left, _experts(spec)),
+    ]
     copies = plan.placement.settings.get("op_offload", 1)
     return words if copies else [*words, "--no-op-offload"]
 

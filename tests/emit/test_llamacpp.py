@@ -121,7 +121,7 @@ def test_what_llama_cpp_cannot_carry_out_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="does not fit"):
         arguments(tight, spec)
     other = make_plan(spec, complete({"runtime": "vllm", "context": 512}, spec), small)
-    with pytest.raises(UsageError, match="not for llama.cpp"):
+    with pytest.raises(UsageError, match="not for llama"):
         arguments(other, spec)
     del tmp_path
 
