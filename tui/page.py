@@ -57,6 +57,10 @@ class Page(Screen[None]):
         """Return what stands between status line and keys."""
         raise NotImplementedError
 
+    def about(self, snapshot: Snapshot) -> str:
+        """Return what the status line names."""
+        return headline(snapshot.detail)
+
     def on_mount(self) -> None:
         """Show what is known already."""
         self.call_after_refresh(self.show)
@@ -95,7 +99,7 @@ class Page(Screen[None]):
 
     def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
         known = snapshot.state == "ok" or snapshot.kept
-        about = headline(snapshot.detail) if known else ""
+        about = self.about(snapshot) if known else ""
         left: Line = [(f" memplan  {tr(self.TITLE_WORD)}   {about}", "")]
         words, role = look.clock
         return ends(left, [(f"{words} ", role)], width)
