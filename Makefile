@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ENGINES := .venv-engines
 # What `make test` leaves to the other targets.
-QUICK := not sweep and not faults and not limits and not engines
+QUICK := not sweep and not faults and not limits and not engines and not llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits check format bench docs clean messages captures
+.PHONY: help demo test sweep faults limits engines reference llamacpp check format bench docs messages captures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +31,29 @@ sweep: $(STAMP) ## Hold every causal language model of transformers against the 
 faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
 	$(BIN)/python -m pytest -m faults
 
+$(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/bare.txt
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check skypilot==0.14.1
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/engines/requirements.txt 'torch<2.14'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[models,dev]'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/engines/bare.txt
+	$(ENGINES)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(ENGINES)/wheels sglang==0.5.23
+	touch $@
+
+engines: $(ENGINES)/.installed ## Hold what emit writes against the engines themselves, in an environment of its own (minutes)
+	$(ENGINES)/bin/python -m pytest -n 2 -m engines
+
 limits: $(STAMP) ## Run plans of eight architectures for real, each under its own memory limit (minutes)
 	$(BIN)/python -m pytest -m limits
+
+llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it against its own dry run
+	sh scripts/build_llamacpp.sh build/llama.cpp $(BIN)/python
+	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
+	    $(BIN)/python -m pytest -n 2 -m llamacpp
+
+reference: $(STAMP) ## Hold published trainings, litgpt's own model code too, against the planner (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/reference/requirements.txt
+	$(BIN)/memplan validate --cases tests/reference/training.jsonl
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check
@@ -56,4 +78,4 @@ docs: $(STAMP) ## Write the generated parts of README.md and docs/ anew (command
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

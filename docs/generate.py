@@ -56,8 +56,10 @@ def readme(text: str, accuracy: str, training: str | None = None) -> str:
 
 def table_of(name: str) -> str:
     """Return the accuracy of a file of measurements."""
-    cases = read_cases(REFERENCE / name)
-    return accuracy_table(rows(list(predict_all(cases))))
+    predictions = list(predict_all(read_cases(REFERENCE / name)))
+    if any(prediction.skipped for prediction in predictions):
+        sys.exit(f"{name}: run `make reference` first, which installs what its models need")
+    return accuracy_table(rows(predictions))
 
 
 def main() -> None:

@@ -2,10 +2,11 @@
 # Builds llama.cpp's own programs into FOLDER/bin: the judge of our plans for it.
 #
 # The source is the tree that the llama-cpp-python package carries, from the Python package index;
-# its sum is checked. GGML_RPC gives ggml-rpc-server, a device that llama.cpp takes for a GPU; a
-# small patch lets it take over the work of large batches, as CUDA devices do, where the environment
-# says GGML_RPC_OFFLOAD=1, and be of any size: GGML_RPC_MEMORY=BYTES for the server. About ten minutes on two cores. Needs a C++ compiler and patch; cmake and
-# ninja come by pip if missing.
+# its sum is checked. GGML_RPC gives ggml-rpc-server, a device that llama.cpp takes for a GPU. A
+# small patch lets the server claim any size (GGML_RPC_MEMORY=BYTES) and the device take over the
+# work of large batches, as CUDA devices do (GGML_RPC_OFFLOAD=1); without these variables nothing
+# differs. Ten minutes on two idle cores. Needs a C++ compiler and patch; cmake and ninja come by
+# pip if missing.
 #
 #   sh scripts/build_llamacpp.sh FOLDER [PYTHON]
 #   export MEMPLAN_LLAMA_FIT_PARAMS=FOLDER/bin/llama-fit-params

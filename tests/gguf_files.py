@@ -147,6 +147,37 @@ def llama(
     return meta, tensors
 
 
+def mixtral(*, layers=32, hidden=4096, inner=14336, count=8, vocab=32000, kind="q4_0"):
+    """Return metadata and tensors; the defaults are Mixtral-8x7B."""
+    sizes = {"hidden": hidden, "heads": 32, "kv_heads": 8, "key": 128}
+    extra = {"expert_count": count, "expert_used_count": 2}
+    meta = header("llama", layers=layers, inner=inner, vocab=vocab, **sizes, **extra)
+    tensors = around(hidden, vocab, kind)
+    for i in range(layers):
+        tensors |= attention(i, **sizes, kind=kind)
+        tensors |= experts(i, hidden=hidden, inner=inner, count=count, kind=kind)
+        tensors[f"blk.{i}.ffn_norm.weight"] = ("f32", (hidden,))
+    return meta, tensors
+
+
+def q4_k_m(model):
+    """Return a model in the mix of types that llama-quantize calls Q4_K_M, nearly.
+
+    The output, and attn_v and ffn_down of an eighth of the layers at each end and every third
+    between, have q6_k; so layers differ in size.
+    """
+    meta, tensors = model
+    layers = meta[f"{meta['general.architecture']}.block_count"]
+    mixed = {}
+    for name, (kind, shape) in tensors.items():
+        index = int(name.split(".")[1]) if name.startswith("blk.") else 0
+        more = index < layers // 8 or index >= 7 * layers // 8 or index % 3 == 2
+        wide = name == "output.weight" or (more and ("attn_v" in name or "ffn_down" in name))
+        small = kind == "f32" or shape[-1] % 256
+        mixed[name] = (kind if small else "q6_k" if wide else "q4_k", shape)
+    return meta, mixed
+
+
 def gemma3(
     *,
     layers=62,

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from memplan.units import MIB
-
 FIT_PARAMS = os.environ.get("MEMPLAN_LLAMA_FIT_PARAMS") or shutil.which("llama-fit-params")
 """Read here: tests run without our environment variables."""
 
@@ -72,16 +70,17 @@ def _wait(port, process):
 
 def dry_run(arguments, servers, *, like_cuda=False):
     """Return what llama.cpp would allocate: device -> (weights, cache, compute) in whole MiB."""
-    options = ["--fit-print", "on", "--no-repack", *(["--rpc", servers] if servers else [])]
-    lines = _run([program(), *arguments, *options], like_cuda=like_cuda).splitlines()
+    first = ["--rpc", servers] if servers else []  # an override may name one of them
+    options = ["--fit-print", "on", "--no-repack"]
+    lines = _run([program(), *first, *arguments, *options], like_cuda=like_cuda).splitlines()
     rows = [line.split() for line in lines if len(line.split()) == 4]
     return {row[0]: tuple(int(word) for word in row[1:]) for row in rows if row[1].isdigit()}
 
 
 def own_fit(arguments, servers, *, like_cuda=False):
     """Return the arguments that llama.cpp's own --fit chooses, with no margin."""
-    options = ["--no-repack", "--rpc", servers, "-fitt", "0"]
-    text = _run([program(), *arguments, *options], like_cuda=like_cuda).strip().splitlines()[-1]
+    command = [program(), "--rpc", servers, *arguments, "--no-repack", "-fitt", "0"]
+    text = _run(command, like_cuda=like_cuda).strip().splitlines()[-1]
     return [word.strip('"') for word in text.split()]
 
 
@@ -93,9 +92,4 @@ def _run(command, *, like_cuda):
     return done.stdout
 
 
-def used_mib(row):
-    """Return the MiB of one device; each of three numbers was rounded down."""
-    return sum(row)
-
-
-__all__ = ["MIB", "devices", "dry_run", "own_fit", "program", "used_mib"]
+__all__ = ["devices", "dry_run", "own_fit", "program"]

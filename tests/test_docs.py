@@ -49,7 +49,7 @@ def test_every_option_that_the_docs_use_exists(line, capsys):
     name = words[0]
     assert name in COMMANDS
     path = [name]
-    if name in {"daemon", "config"} and len(words) > 1 and not words[1].startswith("-"):
+    if name in {"daemon", "config", "db"} and len(words) > 1 and not words[1].startswith("-"):
         path.append(words[1])
     assert run([*path, "--help"]) == 0
     text = capsys.readouterr().out

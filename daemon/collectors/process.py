@@ -96,6 +96,8 @@ class ProcessCollector:
                     yield Reading(entity, metric, value)
             for metric, value in slow.get(pid, {}).items():
                 yield Reading(entity, metric, value)
+        for pid in state.rollups.denied if not watch.quiet else ():
+            yield Gap(f"process:{watch.members[pid].label}", "pss_bytes", "no-permission")
         yield from _tree(state, found)
         if slow:
             for metric, value in state.rollups.total(watch.members, found).items():

@@ -69,6 +69,8 @@ class Rollups:
     """Shared by all runs."""
     interval_s: float
     """Seconds between two readings of one process."""
+    denied: set[int] = field(default_factory=set)
+    """Whose reading was refused in the last `read`."""
     _known: dict[str, _Known] = field(default_factory=dict)
 
     def read(
@@ -83,6 +85,7 @@ class Rollups:
         labels = {members[pid].label for pid in rss}
         self._known = {label: self._known.get(label, _Known()) for label in labels}
         found = {}
+        self.denied = set()
         for pid in sorted(rss, key=lambda pid: self._of(members[pid]).at_ns):
             known = self._of(members[pid])
             if self._due(known) and rss[pid] <= PSS_LARGEST_BYTES:
@@ -90,6 +93,8 @@ class Rollups:
                     break
                 if values := self._ask(members[pid], known, rss[pid]):
                     found[pid] = values
+                else:
+                    self.denied.add(pid)
         return found
 
     def total(self, members: Mapping[int, Process], pids: Mapping[int, object]) -> dict[str, int]:

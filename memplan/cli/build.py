@@ -53,6 +53,7 @@ _WORK = (
     "reserve",
     "host_bandwidth",
     "disk_bandwidth",
+    *("offload_optimizer", "offload_params"),
     *("nodes", "strategy", "tp", "pp", "dp", "ep", "cp"),
 )
 
@@ -104,8 +105,10 @@ def build_plan(
     workload = complete({**work, "device": options["device"] or None}, spec)
     sizes = {device.name: device.capacity_bytes for device in hardware.devices}
     count = max(sum(device.kind == "gpu" for device in hardware.devices), 1)
-    if workload.task == "train" and count > 1 and workload.strategy is None:
-        workload = replace(workload, strategy="fsdp2", assumed=(*workload.assumed, "strategy"))
+    moved = workload.offload_optimizer or workload.offload_params
+    if workload.task == "train" and (count > 1 or moved) and workload.strategy is None:
+        kind = "zero3" if moved else "fsdp2"
+        workload = replace(workload, strategy=kind, assumed=(*workload.assumed, "strategy"))
     workload = replace(
         workload,
         device=hardware.names,

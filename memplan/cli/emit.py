@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ _NAMES = (
     help="Folder to write to. Default: print everything.",
 )
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
-def emit(*, plan: str, target: str, output: Path | None, force: bool) -> None:
+@click.option(
+    "--model", metavar="FOLDER|HUB ID", help="Where to load from, if not as the plan says."
+)
+def emit(*, plan: str, target: str, output: Path | None, force: bool, model: str | None) -> None:
     """Write what the chosen engine takes. PLAN is a plan id, "last", or a plan's JSON file.
 
     \b
@@ -54,7 +58,7 @@ def emit(*, plan: str, target: str, output: Path | None, force: bool) -> None:
     python deploy/load.py
     """
     found = read_plan(plan)
-    files = written_for(target, found)
+    files = written_for(target, found, model=model)
     if not found.verdict.fits:
         click.echo(f"{style.red('does not fit: ', err=True)}{found.verdict.reason}", err=True)
     if output is None:
@@ -66,8 +70,14 @@ def emit(*, plan: str, target: str, output: Path | None, force: bool) -> None:
         click.echo(output / name)
 
 
-def written_for(target: str, plan: Plan) -> dict[str, str]:
+def written_for(target: str, plan: Plan, *, model: str | None = None) -> dict[str, str]:
     """Return file name -> content of one target, reading the model again where it is needed.
+
+    Args:
+        target: a key of `TARGETS`.
+        plan: the plan.
+        model: folder or Hub id that the files are to load; None = the plan's own. The catalogue
+            has models without one.
 
     Raises what `memplan.emit.targets.write` and `memplan.models.load.load_model` raise.
     """
@@ -75,6 +85,11 @@ def written_for(target: str, plan: Plan) -> dict[str, str]:
 
     plan = _at_home(plan)
     built = _model(plan) if TARGETS[target].needs_model else None
+    if model is not None:
+        local = Path(model).expanduser().exists()
+        where = str(Path(model).expanduser().absolute()) if local else model
+        moved = replace(plan.model, path=where, source="safetensors" if local else "hub")
+        plan = replace(plan, model=moved)
     return write(target, plan, built, _gpu(plan))
 
 
@@ -83,8 +98,6 @@ def _at_home(plan: Plan) -> Plan:
 
     Raises UsageError for a folder or file that is not there.
     """
-    from dataclasses import replace
-
     path = plan.model.path
     if path is None or plan.model.source in ("hub", "catalog", "module"):
         return plan
@@ -101,17 +114,18 @@ def _model(plan: Plan) -> ModelSpec:
     """Return the plan's model with the names of its modules, and the adapters that it trains."""
     from memplan.models.load import load_model
 
-    if plan.model.path is None:
+    where = plan.model.path or (plan.model.name if plan.model.source == "catalog" else None)
+    if where is None:
         raise UsageError("this plan does not say where its model is")
     work = plan.workload
     if work.runtime == "llama.cpp":
-        return load_model(plan.model.path, dtype=None, options={})
+        return load_model(where, dtype=None, options={})
     adapters = {
         name: getattr(work, name)
         for name in ("task", "method", "lora_rank", "lora_targets", "lora_dtype")
         if work.task == "train"
     }
-    return load_model(plan.model.path, dtype=work.dtype, options=adapters, exact_modules=True)
+    return load_model(where, dtype=work.dtype, options=adapters, exact_modules=True)
 
 
 def _gpu(plan: Plan) -> Gpu | None:

@@ -176,7 +176,7 @@ def _request(
         limit=limit,
         traced=estimator == "trace",
         sequences=sequences,
-        devices=_larger(first.capacity_bytes) if names and options["gpus"] is None else (),
+        devices=_larger(first.capacity_bytes) if len(names) == 1 else (),
     )
 
 

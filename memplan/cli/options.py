@@ -146,7 +146,9 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--optimizer",
         metavar="NAME",
         help="train: adamw (-foreach, -for-loop, -fused, -8bit), paged-adamw (-8bit), lion "
-        "(-8bit), muon, adafactor, adam, adagrad, rmsprop, sgd, sgd-momentum. Default: adamw.",
+        "(-8bit), ademamix (-8bit), torchao-adamw-8bit (-4bit, -fp8), galore (-r256), muon, "
+        "adafactor, adam, adagrad, rmsprop, sgd, sgd-momentum; each with -in-backward. "
+        "Default: adamw.",
     ),
     click.option("--seq", type=_COUNT, metavar="TOKENS", help="train: tokens per sequence."),
     click.option("--grad-accum", type=_COUNT, metavar="N", help="train: micro-batches per step."),
@@ -178,6 +180,16 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--strategy",
         type=click.Choice(["ddp", "zero1", "zero2", "zero3", "fsdp2", "tp", "pp", "ep", "cp"]),
         help="train on several GPUs. Default: fsdp2.",
+    ),
+    click.option(
+        "--offload-optimizer",
+        type=click.Choice(["cpu", "disk"]),
+        help="train: where ZeRO (cpu: FSDP2, too) keeps optimizer states. On one GPU: zero3.",
+    ),
+    click.option(
+        "--offload-params",
+        type=click.Choice(["cpu", "disk"]),
+        help="train: where ZeRO-3 (cpu: FSDP2, too) keeps weights between their uses.",
     ),
     *(
         click.option(f"--{name}", type=_COUNT, metavar="N", help=f"{text}-parallel degree.")

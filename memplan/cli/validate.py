@@ -28,7 +28,8 @@ def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet:
     """Hold the planner against real measurements, one JSON object a line in FILES.
 
     Each case names a model (or holds its config), the options of `plan`, what was measured and
-    where it was published. Unsafe = the measurement lies above the planned band.
+    where it was published. Unsafe = the measurement lies above the planned band. A case whose model
+    is module:callable runs that code, looked for beside its file first.
 
     \b
     memplan validate tests/reference/inference.jsonl
@@ -48,6 +49,7 @@ def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet:
         if show_cases:
             click.echo("\n".join(_case_line(p) for p in predictions) + "\n")
         click.echo(_text(table))
+        _tell_skipped(predictions)
         if not quiet:
             _explain(predictions)
     return EXIT_FINDING if any(p.unsafe for p in predictions) else 0
@@ -90,6 +92,8 @@ def _text(table: Sequence[Row]) -> str:
 
 def _case_line(prediction: Prediction) -> str:
     case = prediction.case
+    if prediction.skipped:
+        return f"{case.id}: skipped: {prediction.problem}"
     if prediction.value is None:
         return f"{case.id}: refused: {prediction.problem}"
     band = "in band" if prediction.within else "UNSAFE" if prediction.unsafe else "below band"
@@ -97,8 +101,21 @@ def _case_line(prediction: Prediction) -> str:
     return f"{case.id}: {prediction.value} for {case.measured}, {100 * error:+.2f} %, {band}"
 
 
+def _tell_skipped(predictions: Sequence[Prediction]) -> None:
+    """Say how many cases were left out, and why, once for each reason."""
+    reasons: dict[str, int] = {}
+    for prediction in predictions:
+        if prediction.skipped:
+            reason = prediction.problem.partition(" needs ")[2] or prediction.problem
+            reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        click.echo(f"skipped: {count} cases, whose own code needs {reason}")
+
+
 def _explain(predictions: Sequence[Prediction]) -> None:
     for prediction in predictions:
+        if prediction.skipped:
+            continue
         if prediction.value is None or prediction.unsafe:
             click.echo(_case_line(prediction), err=True)
 

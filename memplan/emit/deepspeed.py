@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memplan.emit.peft import adapter_file
 from memplan.emit.text import HERE, comment, json_text, refuse, shell_file, stamp
 from memplan.emit.train_settings import script_files
 from memplan.emit.training import layout, offloaded_to, require_training, trainer_arguments
@@ -46,6 +47,7 @@ def files(plan: Plan) -> dict[str, str]:
     ranks = layout(plan, "deepspeed")
     words = ["deepspeed", "--num_nodes", "1", "--num_gpus", str(ranks.per_node)]
     found = {
+        **adapter_file(plan),
         "ds_config.json": json_text(_config(plan)),
         "sft_config.json": json_text(
             trainer_arguments(plan, "deepspeed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memplan.emit.peft import adapter_file
 from memplan.emit.text import comment, json_text, refuse, yaml_text
 from memplan.emit.training import (
     Layout,
@@ -85,6 +86,7 @@ def files(plan: Plan) -> dict[str, str]:
         "arguments of sft_config.json (TRL's SFTConfig, or Trainer's)",
     )
     return {
+        **adapter_file(plan),
         "fsdp2.yaml": text + yaml_text(_config(plan, ranks, own)),
         "sft_config.json": json_text(
             # FSDP's own switch is on instead: the Trainer refuses both at once.

@@ -15,7 +15,7 @@ __all__ = ["ENGINES", "Engine", "ignored", "ignored_by_log", "ignored_by_peaks"]
 
 TOLERANCE = 0.03
 """Of each figure, and TOLERANCE_BYTES more: paddings, tables and counters that no plan names."""
-TOLERANCE_BYTES = MIB
+TOLERANCE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,6 @@ def arguments(plan: Plan, spec: ModelSpec) -> list[str]:
     words = ["-m", path, "-c", str(cells), "-np", str(work.batch)]
     words += ["-b", str(max(_BATCH, micro)), "-ub", str(micro)]
     words += ["-ctk", kind, "-ctv", kind, "-fa", "off" if work.attention == "eager" else "on"]
-    words += ["--no-kv-unified"] if work.batch > 1 else []
     words += ["-fit", "off", *_placed(homes, gpus), *_overrides(left, _experts(spec))]
     copies = plan.placement.settings.get("op_offload", 1)
     return words if copies else [*words, "--no-op-offload"]

@@ -7,7 +7,7 @@ from memplan.emit.text import json_text, model_and_revision, refuse, stamp
 from memplan.emit.training import lora_config, require_training, trainer_arguments
 from memplan.types import ModelSpec, Plan
 
-__all__ = ["files"]
+__all__ = ["adapter_file", "files"]
 
 _SCRIPT = '''\
 """Adapters on {name} as plan {plan_id} says (written by memplan {version}).
@@ -40,6 +40,21 @@ if __name__ == "__main__":
 '''
 
 
+def adapter_file(plan: Plan) -> dict[str, str]:
+    """Return adapter_config.json by its name, or nothing when every weight is trained."""
+    config = lora_config(plan)
+    if config is None:
+        return {}
+    model, revision = model_and_revision(plan)
+    mapping = {
+        "base_model_class": plan.model.architecture,
+        "parent_library": "transformers",
+        "memplan": stamp(plan, "peft"),
+    }
+    config |= {"base_model_name_or_path": model, "revision": revision, "auto_mapping": mapping}
+    return {"adapter_config.json": json_text(config)}
+
+
 def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
     """Return file name -> content: adapter_config.json, sft_config.json, adapters.py and a loader.
 
@@ -50,24 +65,11 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
     Raises UsageError for a plan that trains no adapters.
     """
     require_training("peft", plan)
-    config = lora_config(plan)
-    if config is None:
+    if lora_config(plan) is None:
         raise refuse(
             "peft", plan, "it trains every weight", hint="plan with --method lora, or --to torchrun"
         )
-    said = stamp(plan, "peft")
-    model, revision = model_and_revision(plan)
-    mapping = {
-        "base_model_class": plan.model.architecture,
-        "parent_library": "transformers",
-        "memplan": said,
-    }
-    config |= {
-        "base_model_name_or_path": model,
-        "revision": revision,
-        "auto_mapping": mapping,
-    }
-    work = plan.workload
+    said, work = stamp(plan, "peft"), plan.workload
     script = _SCRIPT.format(
         name=plan.model.name,
         plan_id=said["plan"],
@@ -77,7 +79,7 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
         dtype=work.lora_dtype,
     )
     return {
-        "adapter_config.json": json_text(config),
+        **adapter_file(plan),
         "sft_config.json": json_text(trainer_arguments(plan, "peft")),
         "adapters.py": script,
         **transformers.files(plan, spec),

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import memplan
@@ -92,12 +93,14 @@ def model_and_revision(plan: Plan) -> tuple[str, str]:
     if path is None or plan.model.source == "module":
         raise UsageError(
             "the plan does not say which folder or Hub id to load",
-            hint="plan the model's folder or Hub id",
+            hint=f"memplan emit {plan.id or 'PLAN'} --model FOLDER (or org/name) ...",
         )
     if plan.model.source in ("hub", "catalog"):
         model, _, revision = path.partition("@")
         return model, revision or "main"
-    return path.removesuffix("/config.json"), "main"
+    file = PurePosixPath(path)
+    folder = file.parent if file.suffix in (".json", ".safetensors") else file
+    return str(folder), "main"
 
 
 def json_text(value: Any) -> str:

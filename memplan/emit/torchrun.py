@@ -50,7 +50,7 @@ def files(plan: Plan, spec: ModelSpec) -> dict[str, str]:
     ranks = layout(plan, "torchrun")
     groups = _groups(plan, spec)
     names = [*_layers(spec), *groups.modules] if plan.workload.strategy == "fsdp2" else []
-    head = comment(plan, "torch", *_remarks(ranks, groups))
+    head = comment(plan, "torch", *_remarks(ranks, groups, plan.workload.tp))
     return {
         "launch.sh": shell_file(head, launch_words(ranks, plan.id), environment=_rendezvous(ranks)),
         **script_files(plan, ranks, "torch", settings="torchrun.json", groups=names),
@@ -80,8 +80,10 @@ def _rendezvous(ranks: Layout) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1"} if ranks.processes > 1 else {}
 
 
-def _remarks(ranks: Layout, groups: Groups) -> list[str]:
+def _remarks(ranks: Layout, groups: Groups, tp: int) -> list[str]:
     found = []
+    if tp > ranks.per_node:
+        found.append(f"tp {tp} crosses machines of {ranks.per_node} GPUs: every layer waits for it")
     if ranks.nodes > 1:
         found.append(
             f"run on each of {ranks.nodes} machines with MASTER_ADDR set to the first one's name"

@@ -206,6 +206,12 @@ def tensor_parallel(random_weights):
         attn_implementation=PLAN["attn_implementation"],
         distributed_config=DistributedConfig(**degrees),
     )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            part = local(parameter)
+            if part.untyped_storage().nbytes() > part.numel() * part.element_size():
+                # On the CPU a part is a view of the whole: keep the part alone.
+                parameter._local_tensor = part.clone()
     return checkpointed(model)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.emit.accelerate import ATTENTION, complete_map
 from memplan.emit.loader import TRIAL
-from memplan.emit.text import json_text, model_and_revision, refuse, stamp
+from memplan.emit.text import gpu_ledgers, json_text, model_and_revision, refuse, stamp
 from memplan.errors import UsageError
 from memplan.formats.quantized import Scheme, parse_scheme
 from memplan.types import ModelSpec, Plan
@@ -186,7 +186,7 @@ def _arguments(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
         arguments["device_map"] = mapping
         if "disk" in mapping.values():
             arguments["offload_folder"] = "offload"
-    elif plan.devices[0].kind == "gpu":
+    elif len(gpu_ledgers(plan)) == 1:
         arguments["device_map"] = {"": 0}
     return arguments
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from memplan.errors import UsageError
+from memplan.footprint.optimizer import IN_BACKWARD, split_name
 from memplan.footprint.vision import image_count, parse_size
 from memplan.types import ModelSpec, Workload
 from memplan.units import dtype_name
@@ -39,6 +40,8 @@ _TRAIN_ONLY = (
     "data",
     "lora_dropout",
     "lora_dtype",
+    "offload_optimizer",
+    "offload_params",
 )
 _INFER_ONLY = (
     "draft",
@@ -112,6 +115,7 @@ def complete(options: Mapping[str, Any], spec: ModelSpec) -> Workload:
         values["lora_targets"] = values.get("lora_targets") or "all-linear"
     values |= _adapters(values, given)
     _check_quant(values)
+    _check_accumulation(values)
     if values["kv_dtype"] is not None:
         values["kv_dtype"] = cache_dtype(str(values["kv_dtype"]), engine)
     _check_cache(values)
@@ -150,6 +154,15 @@ def _adapters(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     if values["method"] == "qlora" and "precision" not in given:
         own["precision"] = QLORA_PRECISION
     return own
+
+
+def _check_accumulation(values: Mapping[str, Any]) -> None:
+    """Refuse micro-batches whose gradients would have to wait, where each is used at once."""
+    if (values.get("grad_accum") or 1) > 1 and split_name(str(values.get("optimizer")))[1]:
+        raise UsageError(
+            f"--optimizer {values['optimizer']} keeps no gradients, so none can be accumulated",
+            hint=f"leave --grad-accum or {IN_BACKWARD} out",
+        )
 
 
 def _check_quant(values: Mapping[str, Any]) -> None:

@@ -8,7 +8,13 @@ from typing import Literal
 from memplan.errors import UnsupportedModelError
 from memplan.footprint.defaults import ADAPTER_METHODS
 from memplan.footprint.lines import band_line, exact_line
-from memplan.footprint.optimizer import OPTIMIZERS, optimizer_bytes
+from memplan.footprint.optimizer import (
+    PAGED,
+    gradient_bytes,
+    optimizer_bytes,
+    optimizer_rule,
+    paged_bytes,
+)
 from memplan.footprint.overhead import Cost
 from memplan.footprint.tower import with_images
 from memplan.runtimes import runtime, trainer
@@ -37,13 +43,12 @@ def estimate(
         costs: what the GPU's context and libraries take, if known.
         beside: lines of what else runs there (`memplan.footprint.draft`).
 
+    Without layers (a module without a config) the lines are those that need none: a trace adds
+    the activations.
+
     Raises UnsupportedModelError when the model's shapes are unknown or a layer has no rule.
     """
-    if not spec.layers:
-        raise UnsupportedModelError(
-            f"{spec.name}: nothing says how many layers and heads this model has",
-            hint="put its config.json beside the weights",
-        )
+    _check_shapes(spec, workload)
     engine = runtime(workload.runtime)
     spec = with_images(spec, workload)
     lines = [_weights(spec), *_buffers(spec, workload)]
@@ -54,6 +59,22 @@ def estimate(
         lines += _training(spec, workload, kind)
     lines += beside
     return Footprint(lines=(*lines, engine.overhead_line(kind, baseline, costs)))
+
+
+def _check_shapes(spec: ModelSpec, workload: Workload) -> None:
+    """Refuse a model without known layers, except where a trace of its own code says the rest."""
+    if spec.layers:
+        return
+    if spec.source != "module":
+        raise UnsupportedModelError(
+            f"{spec.name}: nothing says how many layers and heads this model has",
+            hint="put its config.json beside the weights",
+        )
+    if workload.task != "train" or workload.estimator != "trace":
+        raise UnsupportedModelError(
+            f"{spec.name} has no config, so only a trace of its training can be planned",
+            hint="--task train --estimator trace, or give the model a transformers config",
+        )
 
 
 def _weights(spec: ModelSpec) -> Line:
@@ -122,11 +143,16 @@ def trained_tensors(spec: ModelSpec, workload: Workload) -> list[Tensor]:
 def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
     assert workload.optimizer is not None
     trainable = trained_tensors(spec, workload)
-    gradients = sum(t.bytes for t in trainable)
-    states = optimizer_bytes(workload.optimizer, trainable)
+    gradients = gradient_bytes(workload.optimizer, trainable)
+    paged = paged_bytes(workload.optimizer, trainable)
+    states = optimizer_bytes(workload.optimizer, trainable) - paged
     lines = [exact_line("gradients", gradients, "one per parameter, in its dtype")]
     if states:
-        lines.append(exact_line("optimizer", states, OPTIMIZERS[workload.optimizer][1]))
+        lines.append(exact_line("optimizer", states, optimizer_rule(workload.optimizer)[1]))
+    if paged:
+        lines.append(exact_line("optimizer", paged, PAGED))
+    if not spec.layers:
+        return lines
     engine = trainer(workload.runtime)
     lines.append(engine.training_line(spec, workload, gradients=gradients, kind=kind))
     return lines

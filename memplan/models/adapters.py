@@ -103,6 +103,11 @@ def _trained(spec: ModelSpec, options: Mapping[str, Any]) -> ModelSpec:
         return spec
     rank = options.get("lora_rank") or DEFAULT_RANK
     targets = options.get("lora_targets") or ALL_LINEAR
+    if targets == ALL_LINEAR and spec.source == "module" and not spec.layers:
+        raise UsageError(
+            f"nothing says which parameters of {spec.name} are linears",
+            hint="name them by --lora-targets",
+        )
     dtype = dtype_name(options.get("lora_dtype") or "float32")
     added = tuple(
         replace(tensor, shape=tensor.shape[1:])  # one set: no dimension of slots

@@ -17,7 +17,7 @@ from memplan.models.numbers import architecture
 from memplan.models.vision import read_vision
 from memplan.types import ModelSpec
 
-__all__ = ["is_callable_name", "module_spec"]
+__all__ = ["build_module", "is_callable_name", "module_spec"]
 
 _NAME = re.compile(r"(?!hf:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -28,17 +28,24 @@ def is_callable_name(argument: str) -> bool:
 
 
 def module_spec(argument: str, *, dtype: str | None = None) -> ModelSpec:
-    """Call it under `torch.device("meta")` and list the module that it returns.
+    """List the module that the user's code builds; see `build_module` for arguments and errors.
+
+    A `config` on the model, as transformers' have, gives the shapes of layers and caches.
+    """
+    return _spec(argument, build_module(argument, dtype=dtype))
+
+
+def build_module(argument: str, *, dtype: str | None = None) -> Any:
+    """Call it under `torch.device("meta")` and return the nn.Module that it builds.
 
     This runs the user's code, as naming it asks for; modules are also found in the current folder.
-    A `config` on the model, as transformers' have, gives the shapes of layers and caches.
 
     Args:
         argument: "package.module:function", a function without arguments.
         dtype: torch's dtype name to build in; None = torch's default.
 
-    Raises MissingDependencyError without torch, ModelNotFoundError when there is no such module or
-    attribute, BadModelError when it fails or returns no nn.Module.
+    Raises MissingDependencyError without torch or what the code itself imports, ModelNotFoundError
+    when there is no such module or attribute, BadModelError when it fails or returns no nn.Module.
     """
     try:
         import torch
@@ -63,7 +70,7 @@ def module_spec(argument: str, *, dtype: str | None = None) -> ModelSpec:
             f"{argument} returned {type(model).__name__}, no nn.Module",
             hint="name a function without arguments that builds the model",
         )
-    return _spec(argument, model)
+    return model
 
 
 def _attribute(argument: str) -> Any:
@@ -74,7 +81,16 @@ def _attribute(argument: str) -> Any:
         value: Any = importlib.import_module(module)
         for name in path.split("."):
             value = getattr(value, name)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
+        if error.name and error.name.partition(".")[0] != module.partition(".")[0]:
+            raise MissingDependencyError(
+                f"{argument} needs {error.name}, which is not installed",
+                hint=f"pip install {error.name.partition('.')[0]}",
+            ) from error
+        raise ModelNotFoundError(
+            f"no {argument}: {error}", hint="name it as package.module:function"
+        ) from error
+    except AttributeError as error:
         raise ModelNotFoundError(
             f"no {argument}: {error}", hint="name it as package.module:function"
         ) from error
@@ -104,6 +120,7 @@ def _spec(argument: str, model: Any) -> ModelSpec:
         layers=facts.layers if facts else (),
         dtype=dtype,
         weight_format=dtype,
+        exact_modules=True,
         hidden=facts.hidden if facts else 0,
         heads=facts.heads if facts else 0,
         head_dim=facts.head_dim if facts else 0,

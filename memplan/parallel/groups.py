@@ -6,6 +6,7 @@ norm are then one root group, which stays gathered for a whole step.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,12 @@ from memplan.parallel.types import Piece, ShardOptions
 from memplan.types import Tensor, Workload
 
 __all__ = ["Groups", "fsdp_groups"]
+
+
+_ENDS = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|lm_head|embed_out)\.weight$"
+)
+"""Names of embeddings of tokens and output matrices, which transformers calls as modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +47,9 @@ def fsdp_groups(
 ) -> Groups:
     """Return the grouping of the lowest peak, of the first rank.
 
-    Only whole matrices that share nothing are cut out: a tied embedding has to stay in one group
-    with its output matrix. Each candidate is worked out by `fsdp_gather_bytes`; the root group is
-    kept when it is as low.
+    Only the embedding and the output matrix are cut out, and only where they share nothing: tied
+    ones have to stay in one group. Both ways are worked out by `fsdp_gather_bytes`; the root group
+    is kept when it is as low.
 
     Args:
         parameters: the model's tensors in definition order.
@@ -71,7 +78,11 @@ def fsdp_groups(
 
 
 def _own(piece: Piece, tied: Collection[str | None]) -> bool:
-    """Is a piece a matrix outside the layers that shares nothing."""
+    """Is a piece the embedding of tokens or the output matrix, and shares nothing.
+
+    Nothing else is cut out: models read some matrices without calling their module (a tower's
+    position table), which would then find it divided.
+    """
     tensor = piece.tensor
-    matrix = piece.unit is None and len(tensor.shape) == 2
-    return matrix and not tensor.tied_to and tensor.name not in tied and "." in tensor.name
+    known = piece.unit is None and _ENDS.search(tensor.name) is not None
+    return known and not tensor.tied_to and tensor.name not in tied

@@ -12,7 +12,7 @@ from memplan.errors import UsageError
 from memplan.footprint.lines import exact_line
 from memplan.footprint.tower import with_images
 from memplan.placement.llamacpp_parts import Block, Group, parts_of
-from memplan.placement.llamacpp_solve import Layout, solve
+from memplan.placement.llamacpp_solve import Hosted, Layout, solve
 from memplan.placement.loads import Assignment
 from memplan.placement.units import Unit
 from memplan.runtimes.llamacpp import overhead_line
@@ -38,8 +38,8 @@ def assign_llamacpp(
 
     What fits by best estimates stays on the GPUs whole; where something must stay behind, the
     upper ends of all bands count. The first GPU then also has a buffer into which llama.cpp copies
-    one weight after another for prompts (--op-offload); of a mixture of experts that is large,
-    and goes without where it would cost a layer's place.
+    one weight after another for prompts (--op-offload). Of a mixture of experts that is large; it
+    goes without where the buffer would cost the place of what every token reads.
 
     Args:
         spec: the model.
@@ -66,14 +66,14 @@ def assign_llamacpp(
         beside=tuple(beside),
     )
     layout = placer.layout(high=False)
-    if not layout.hosts:
+    if layout.hosted == "nothing":
         return placer.assignment(layout)
     layout = placer.layout(high=True)
-    if not placer.routed or layout.starts[0] == 0:
+    if layout.starts[0] == 0:
         return placer.assignment(layout)
     placer.copies = False
     alone = placer.layout(high=True)
-    placer.copies = alone.starts[0] >= layout.starts[0]
+    placer.copies = not placer.better(alone, layout)
     return placer.assignment(layout if placer.copies else alone)
 
 
@@ -107,21 +107,25 @@ class _Placer:
         self._kinds = _Kinds(self._parts.blocks)
         self.copies = True
 
-    @property
-    def routed(self) -> bool:
-        """True for a mixture of experts."""
-        return self._parts.routed
+    def better(self, alone: Layout, copied: Layout) -> bool:
+        """Tell whether a layout without --op-offload is worth the slower prompts.
+
+        For a mixture of experts it is where more layers have their dense part on a GPU, for a
+        dense model where an eighth of its layers has.
+        """
+        gained = copied.starts[0] - alone.starts[0]
+        return gained > 0 if self._parts.routed else 8 * gained > len(self._parts.blocks)
 
     def layout(self, *, high: bool) -> Layout:
         """Return the best layout by best estimates, or by the upper ends of all bands."""
         largest = max(_copied(self._parts.blocks), default=0)
 
         @cache
-        def charged(row: _Row, *, first: bool, hosted: bool) -> int:
-            line = self._buffers(row, largest if hosted and first else 0, hosted=hosted)
+        def charged(row: _Row, *, first: bool, hosted: Hosted) -> int:
+            line = self._buffers(row, largest, first=first, hosted=hosted)
             return line.high_bytes if high else line.bytes
 
-        def charge(gpu: int, start: int, stop: int, *, hosted: bool) -> int:
+        def charge(gpu: int, start: int, stop: int, *, hosted: Hosted) -> int:
             return charged(self._kinds.between(start, stop), first=gpu == 0, hosted=hosted)
 
         budgets = [self._budget(gpu, high=high) for gpu in range(len(self._gpus))]
@@ -136,12 +140,19 @@ class _Placer:
         taken = sum(line.high_bytes if high else line.bytes for line in lines)
         return device.capacity_bytes - device.reserve_bytes - taken
 
-    def _buffers(self, row: _Row, copied: int, *, hosted: bool) -> Line:
+    def _buffers(self, row: _Row, largest: int, *, first: bool, hosted: Hosted) -> Line:
+        """Return a GPU's buffer; the first one takes over the host's work for prompts."""
+        copies = self.copies and first and hosted != "nothing"
+        several = len(self._gpus) > 1
+        caches = (block.cache_bytes for block in self._parts.blocks)
         share = Share(
-            layers=row.layers,
+            layers=self._kinds.shapes if copies and hosted == "layers" else row.layers,
             output=row.output,
-            copied_bytes=copied if self.copies else 0,
-            pipelined=len(self._gpus) > 1 and not hosted,
+            copied_bytes=largest if copies else 0,
+            cache_bytes=max(caches, default=0) if copies and hosted == "layers" else 0,
+            gaps=several or any(layer.states for layer in self._spec.layers),
+            hosted=hosted != "nothing",
+            pipelined=several and hosted == "nothing",
         )
         return buffer_line(self._spec, self._workload, share)
 
@@ -180,8 +191,8 @@ class _Placer:
         name = self._gpus[gpu].name
         row = range(layout.starts[gpu], layout.stops[gpu])
         kinds = self._kinds.between(row.start, row.stop)
-        copied = 0 if gpu else max(_copied(self._parts.blocks, layout), default=0)
-        buffers = self._buffers(kinds, copied, hosted=layout.hosts)
+        largest = max(_copied(self._parts.blocks, layout), default=0)
+        buffers = self._buffers(kinds, largest, first=gpu == 0, hosted=layout.hosted)
         own = [p.group.bytes for p in places if p.device == name and not p.looked_up]
         lines = [
             exact_line("weights", sum(own), f"{self._spec.origin or self._spec.source}"),
@@ -245,14 +256,14 @@ class _Kinds:
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._count = len(blocks)
-        self._shapes = tuple(dict.fromkeys(b.layer for b in blocks if b.layer is not None))
+        self.shapes = tuple(dict.fromkeys(b.layer for b in blocks if b.layer is not None))
         self._where = [
-            [i for i, block in enumerate(blocks) if block.layer == shape] for shape in self._shapes
+            [i for i, block in enumerate(blocks) if block.layer == shape] for shape in self.shapes
         ]
 
     def between(self, start: int, stop: int) -> _Row:
         """Return what is in blocks start to stop - 1."""
-        pairs = zip(self._shapes, self._where, strict=True)
+        pairs = zip(self.shapes, self._where, strict=True)
         found = (shape for shape, at in pairs if bisect_left(at, start) < bisect_left(at, stop))
         return _Row(tuple(found), start < stop == self._count)
 

@@ -13,18 +13,23 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Literal, Protocol
 
 from memplan.placement.llamacpp_parts import Block, Parts
 
-__all__ = ["Charge", "Layout", "solve"]
+__all__ = ["Charge", "Hosted", "Layout", "solve"]
+
+
+Hosted = Literal["nothing", "matrices", "layers"]
+"""What the host may compute: nothing, matrices of layers whose attention is on a GPU, or whole
+layers too."""
 
 
 class Charge(Protocol):
     """What a GPU's buffers take beside weights and caches."""
 
-    def __call__(self, gpu: int, start: int, stop: int, *, hosted: bool) -> int:
-        """Return the bytes for blocks start to stop - 1; `hosted`: the host computes a part."""
+    def __call__(self, gpu: int, start: int, stop: int, *, hosted: Hosted) -> int:
+        """Return the bytes for blocks start to stop - 1, and what the host computes."""
 
 
 _Score = tuple[int, int, float]
@@ -43,9 +48,9 @@ class Layout:
     """The block after each GPU's last."""
 
     @property
-    def hosts(self) -> bool:
-        """True when the host computes something."""
-        return bool(self.left) or self.starts[0] > 0
+    def hosted(self) -> Hosted:
+        """What the host computes."""
+        return "layers" if self.starts[0] else "matrices" if self.left else "nothing"
 
     def gpu_of(self, block: int) -> int | None:
         """Return the GPU that has a block; None = the host."""
@@ -64,19 +69,21 @@ def solve(parts: Parts, budgets: Sequence[int], charge: Charge) -> Layout:
         budgets: bytes of each GPU for weights, caches and buffers; may be negative.
         charge: the buffers; must not fall when a row grows.
     """
-    whole = _rows(parts, budgets, charge, hosted=False)
-    if whole is not None and not whole.hosts:
-        return whole
-    found = _rows(parts, budgets, charge, hosted=True)
+    found = _rows(parts, budgets, charge, "nothing")
+    if found is None and parts.routed:
+        found = _rows(parts, budgets, charge, "matrices")
+    if found is not None:
+        return found
+    found = _rows(parts, budgets, charge, "layers")
     if found is None:
         end = len(parts.blocks)
         return Layout(starts=(end,) * len(budgets), stops=(end,) * len(budgets))
     return found if parts.routed else _with_a_part(parts, budgets, charge, found)
 
 
-def _rows(parts: Parts, budgets: Sequence[int], charge: Charge, *, hosted: bool) -> Layout | None:
-    """Return the best rows; without `hosted` only if nothing stays in host memory."""
-    search = _Search(parts, budgets, charge, hosted=hosted)
+def _rows(parts: Parts, budgets: Sequence[int], charge: Charge, hosted: Hosted) -> Layout | None:
+    """Return the best rows, None when the host would have to compute more than `hosted`."""
+    search = _Search(parts, budgets, charge, hosted)
     starts = search.best()
     if starts is None:
         return None
@@ -91,7 +98,7 @@ class _Search:
     """Dynamic programming over (GPU, block after its last)."""
 
     def __init__(
-        self, parts: Parts, budgets: Sequence[int], charge: Charge, *, hosted: bool
+        self, parts: Parts, budgets: Sequence[int], charge: Charge, hosted: Hosted
     ) -> None:
         self._parts, self._budgets, self._charge, self._hosted = parts, budgets, charge, hosted
         blocks = parts.blocks
@@ -108,7 +115,7 @@ class _Search:
     def best(self) -> list[int] | None:
         """Return where each GPU's row starts, or None when nothing fits."""
         end = len(self._parts.blocks)
-        first = range(end + 1) if self._hosted else range(1)
+        first = range(end + 1) if self._hosted == "layers" else range(1)
         reached: dict[int, tuple[_Score, list[int]]] = {s: ((0, 0, 0.0), []) for s in first}
         for gpu in range(len(self._budgets)):
             reached = self._next(gpu, reached)
@@ -143,7 +150,7 @@ class _Search:
         if not self._parts.routed:
             return read, 0, -share if stop > start else 0.0
         from_here = self._full_from(start, stop, room)
-        if from_here > start and not self._hosted:
+        if from_here > start and self._hosted == "nothing":
             return None
         active = self._active[stop] - self._active[from_here]
         filled = self._moved[stop] - self._moved[from_here]
@@ -199,7 +206,7 @@ def _with_a_part(parts: Parts, budgets: Sequence[int], charge: Charge, found: La
     start, stop = found.starts[gpu] - 1, found.stops[gpu]
     block = parts.blocks[start]
     taken = sum(b.bytes + b.cache_bytes for b in parts.blocks[start + 1 : stop])
-    room = budgets[gpu] - charge(gpu, start, stop, hosted=True) - taken
+    room = budgets[gpu] - charge(gpu, start, stop, hosted="layers") - taken
     room -= block.kept.bytes + block.cache_bytes
     if room < 0 or not block.moved:
         return found

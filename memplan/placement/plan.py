@@ -20,7 +20,7 @@ from memplan.placement.llamacpp import assign_llamacpp
 from memplan.placement.llamacpp_speed import shared_placement
 from memplan.placement.loads import Assignment, ledgers
 from memplan.placement.mapping import device_map
-from memplan.placement.ranks import assign_copies, assign_ranks, fullest_rank
+from memplan.placement.ranks import assign_copies, assign_ranks, fullest_rank, offloads
 from memplan.placement.units import Unit, cut
 from memplan.placement.verdict import verdict
 from memplan.placement.words import warnings
@@ -116,9 +116,10 @@ def _plan(
         beside=beside,
     )
     units = cut(own)
+    ranks = workload.task == "train" and (len(gpus) > 1 or offloads(workload))
     if divided:
         assignment = assign_copies(own, workload, footprint, units, devices, beside=beside)
-    elif workload.task == "train" and len(gpus) > 1:
+    elif ranks:
         moments = getattr(by, "moments", closed_moments)
         assignment = assign_ranks(spec, workload, footprint, devices, moments)
     elif gpus and workload.runtime == "llama.cpp":
@@ -126,7 +127,7 @@ def _plan(
     else:
         assignment = assign(spec, workload, footprint, units, devices, beside=beside)
     books = ledgers(devices, assignment.lines, assignment.reused)
-    if len(gpus) > 1:
+    if ranks or len(gpus) > 1:
         fullest = max(books[: len(gpus)], key=lambda ledger: ledger.total_bytes)
         footprint = Footprint(lines=assignment.lines[fullest.name])
     shared = fullest_rank(devices) if divided else devices

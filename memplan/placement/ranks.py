@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from memplan.errors import UsageError
 from memplan.footprint.estimate import trained_tensors
-from memplan.footprint.optimizer import OPTIMIZERS
+from memplan.footprint.optimizer import IN_BACKWARD, optimizer_rule, split_name
 from memplan.footprint.overhead import host_line
 from memplan.parallel.moments import Moments, rank_line
 from memplan.parallel.shard import shard, shards
-from memplan.parallel.types import Shard
+from memplan.parallel.types import Shard, ShardOptions
 from memplan.placement.assign import assign
 from memplan.placement.loads import Assignment
 from memplan.placement.units import Unit
 from memplan.types import Device, Footprint, Line, ModelSpec, Workload
 
-__all__ = ["assign_copies", "assign_ranks", "fullest_rank"]
+__all__ = ["assign_copies", "assign_ranks", "fullest_rank", "offloads"]
 
 MOST_RANKS = 64
 """Ranks up to which each is worked out; of a larger job every one is taken for the fullest."""
@@ -99,12 +100,14 @@ def assign_ranks(
     trained = trained_tensors(spec, workload)
     whole = sum(tensor.bytes for tensor in trained)
     assert workload.optimizer is not None
-    rule = OPTIMIZERS[workload.optimizer][0]
+    _check_optimizer(workload)
+    rule = optimizer_rule(workload.optimizer)[0]
     names = frozenset(tensor.name for tensor in trained)
+    options = _options(workload, devices)
     if len(gpus) > MOST_RANKS:
-        found = [shard(spec.tensors, workload, rule, trainable=names)] * len(gpus)
+        found = [shard(spec.tensors, workload, rule, trainable=names, options=options)] * len(gpus)
     else:
-        found = list(shards(spec.tensors, workload, rule, trainable=names))
+        found = list(shards(spec.tensors, workload, rule, trainable=names, options=options))
     single = moments(spec, workload, gradients=whole)
     kept = _kept(footprint, workload)
     lines: dict[str, tuple[Line, ...]] = {}
@@ -116,6 +119,66 @@ def assign_ranks(
         lines[gpu.name] = tuple(x for x in (*one.lines, own, *rest) if x.high_bytes)
     lines |= _beside(found, devices, workload)
     return Assignment(where={}, lines=lines, policy=_policy(workload))
+
+
+def offloads(workload: Workload) -> bool:
+    """Say whether a training keeps states or weights off the GPU."""
+    return bool(workload.offload_optimizer or workload.offload_params)
+
+
+def _options(workload: Workload, devices: Sequence[Device]) -> ShardOptions:
+    """Return the frameworks' settings, after a check that the strategy can offload so."""
+    _check_offload(workload, {device.kind for device in devices})
+    return ShardOptions(
+        offload_optimizer=_PLACES[workload.offload_optimizer],
+        offload_param=_PLACES[workload.offload_params],
+    )
+
+
+_PLACES: dict[str | None, Literal["none", "cpu", "nvme"]] = {
+    None: "none",
+    "cpu": "cpu",
+    "disk": "nvme",
+}
+"""Option -> DeepSpeed's word."""
+
+
+def _check_offload(workload: Workload, kinds: set[str]) -> None:
+    """Refuse what no framework does.
+
+    DeepSpeed (runtime/zero/offload_config.py): states to host memory from stage 1 on; disk, and
+    weights, in stage 3 alone. FSDP2's CPUOffloadPolicy moves weights, gradients and states at once.
+    """
+    places = {workload.offload_optimizer, workload.offload_params} - {None}
+    if not places:
+        return
+    name = workload.strategy or ""
+    if name == "fsdp2" and places == {"cpu"}:
+        pass
+    elif not name.startswith("zero"):
+        raise UsageError(f"{name} cannot offload so", hint="--strategy zero3, or fsdp2 with cpu")
+    elif name != "zero3" and (workload.offload_params or places == {"disk"}):
+        raise UsageError(
+            f"{name} offloads optimizer states to host memory alone", hint="--strategy zero3"
+        )
+    for place in sorted(place for place in places if place):
+        if place not in kinds:
+            option = "--host-memory" if place == "cpu" else "--disk"
+            raise UsageError(f"no {place} to offload to is there", hint=f"give {option} a size")
+
+
+def _check_optimizer(workload: Workload) -> None:
+    """Refuse what the strategies cannot do: steps within backward, projections of a shard."""
+    name, in_backward = split_name(workload.optimizer or "")
+    if in_backward:
+        raise UsageError(
+            f"{IN_BACKWARD.lstrip('-')} is planned on one GPU: gradients of ranks are added first",
+            hint=f"--optimizer {name}",
+        )
+    if name.startswith("galore") and workload.strategy != "ddp":
+        raise UsageError(
+            "GaLore projects whole matrices, which only ddp leaves whole", hint="--strategy ddp"
+        )
 
 
 def _kept(footprint: Footprint, workload: Workload) -> tuple[Line, ...]:

@@ -20,10 +20,13 @@ __all__ = [
     "CACHE_TYPES",
     "NAME",
     "activation_line",
+    "attention_bytes",
     "cache_lines",
     "compute_bytes",
     "layer_cache_bytes",
     "layer_state_bytes",
+    "mask_bytes",
+    "micro_batch",
     "overhead_line",
 ]
 
@@ -153,26 +156,40 @@ def compute_bytes(spec: ModelSpec, workload: Workload) -> int:
     Formula fitted to the dry run of llama.cpp 0c1e570 on 16 shapes: within 4 % for dense models,
     7 % for mixtures of experts with a vocabulary.
     """
-    ubatch = min(_ubatch(workload), _cells(workload.context or 0) * workload.batch)
+    ubatch = micro_batch(workload)
     hidden = spec.hidden
     moments = [ubatch * _FLOAT * (spec.vocab + 2 * hidden)]
-    masks = _mask_cells(spec, workload)
-    flash = workload.attention != "eager"
+    mask = mask_bytes(spec, workload)
     for layer in set(spec.layers):
-        mask = ubatch * sum(masks) * (2 if flash else _FLOAT)
         inner = 3 * layer.intermediate + 4 * hidden
         channels = max((s.elements for s in layer.states if s.kind == "conv"), default=0)
         inner = max(inner, 5 * channels + 2 * hidden if channels else 0)
-        moments.append(ubatch * _FLOAT * inner + (mask if flash else 0))
-        if layer.kind in (*_NO_CACHE, "compressed_attention"):
-            continue
-        width = _attention_width(spec, layer)
-        size = ubatch * _FLOAT * width + mask
-        if not flash:
-            heads = layer.heads or spec.heads
-            size += ubatch * _FLOAT * heads * _layer_cells(spec, layer, workload)
-        moments.append(size)
+        moments.append(ubatch * _FLOAT * inner + (mask if workload.attention != "eager" else 0))
+        if attention := attention_bytes(spec, layer, workload):
+            moments.append(attention + mask)
     return max(moments)
+
+
+def micro_batch(workload: Workload) -> int:
+    """Return the tokens of one micro-batch: never more than the context of all sequences."""
+    return min(_ubatch(workload), _cells(workload.context or 0) * workload.batch)
+
+
+def mask_bytes(spec: ModelSpec, workload: Workload) -> int:
+    """Return the masks of one micro-batch: float16 with flash attention, else float32."""
+    element = _FLOAT if workload.attention == "eager" else 2
+    return micro_batch(workload) * sum(_mask_cells(spec, workload)) * element
+
+
+def attention_bytes(spec: ModelSpec, layer: Layer, workload: Workload) -> int:
+    """Return one layer's attention without its mask, 0 for a layer that has none."""
+    if layer.kind in (*_NO_CACHE, "compressed_attention"):
+        return 0
+    size = micro_batch(workload) * _FLOAT * _attention_width(spec, layer)
+    if workload.attention == "eager":
+        cells = _layer_cells(spec, layer, workload)
+        size += micro_batch(workload) * _FLOAT * (layer.heads or spec.heads) * cells
+    return size
 
 
 def _mask_cells(spec: ModelSpec, workload: Workload) -> list[int]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from memplan.footprint import activations as act
+from memplan.footprint.optimizer import split_name
 from memplan.footprint.overhead import overhead_line
 from memplan.footprint.tower import IMAGE_LAYER, max_with_tower
 from memplan.runtimes.transformers_cache import (
@@ -271,9 +272,10 @@ def training_moments(
 
 def _step_bytes(spec: ModelSpec, workload: Workload, gradients: int, kind: str) -> int:
     """Return the temporaries of one optimizer step (torch.optim 2.13, default implementation)."""
-    if workload.optimizer in _IN_PLACE:
+    name, in_backward = split_name(workload.optimizer or "")
+    if name in _IN_PLACE:
         return 0
-    if kind == "gpu" and workload.optimizer in _ALL_AT_ONCE:
+    if kind == "gpu" and name in _ALL_AT_ONCE and not in_backward:
         return gradients
     return 2 * max((t.bytes for t in spec.tensors if t.kind == "parameter"), default=0)
 
@@ -287,6 +289,11 @@ _IN_PLACE = (
     "paged-adamw-8bit",
     "lion",
     "lion-8bit",
+    "ademamix",
+    "ademamix-8bit",
+    "torchao-adamw-8bit",
+    "torchao-adamw-4bit",
+    "torchao-adamw-fp8",
     "sgd",
     "sgd-momentum",
 )

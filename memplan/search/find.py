@@ -147,7 +147,7 @@ class _Search:
             plans = [tried.plan for tried in one.found] or list(one.failed)
             if plans and (plans[0].verdict.fits or (traced and _could(plans[0]))):
                 found.append(self._alternative({**freed, **settings}, plans[0]))
-        return [one.changes for one in best_first(found)]
+        return [one.changes for one in best_first(_on_fewest(found))]
 
     def _accumulated(self, found: Sequence[Alternative]) -> list[Alternative]:
         """Return alternatives whose steps see as many sequences as the user wants."""
@@ -249,6 +249,23 @@ _SEARCHED = (
     *("checkpointing", "loss", "strategy"),
 )
 """Options whose constraint may be let go to find what is nearest."""
+
+
+def _on_fewest(found: Sequence[Alternative]) -> list[Alternative]:
+    """Return trainings without those that fit on fewer GPUs by the same method and optimizer."""
+    fewest: dict[tuple[str | None, str | None], int] = {}
+    for one in found:
+        gpus = one.plan.workload.gpus
+        if one.plan.verdict.fits:
+            fewest[_recipe(one)] = min(fewest.get(_recipe(one), gpus), gpus)
+    return [one for one in found if one.plan.workload.gpus <= fewest.get(_recipe(one), _MANY_GPUS)]
+
+
+_MANY_GPUS = 4096
+
+
+def _recipe(one: Alternative) -> tuple[str | None, str | None]:
+    return one.plan.workload.method, one.plan.workload.optimizer
 
 
 def _questions(found: Sequence[Question], freed: Settings) -> list[Question]:

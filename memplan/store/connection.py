@@ -21,7 +21,7 @@ from memplan.store import quarantine, tables
 from memplan.store.append import SampleLog
 from memplan.store.engine import check_encoding, driver, is_url, translated, writer_engine
 from memplan.store.lock import WriterLock, log_holders
-from memplan.store.migrate import migrate
+from memplan.store.migrate import migrate, refuse_stranger
 from memplan.store.retention import Policy, Retention, shrink
 from memplan.store.space import Ballast
 
@@ -88,6 +88,8 @@ class WriterConnection:
             self._ballast.set_aside()
 
     def _connect(self) -> None:
+        if self.path is not None:
+            refuse_stranger(self.path)
         self._engine = writer_engine(self.database)
         with translated(self.database):
             self._connection = self._engine.connect()

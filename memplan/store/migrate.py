@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import sqlalchemy
 
 from memplan.errors import StoreDamagedError, StoreVersionError
 from memplan.store.engine import driver, is_url, translated
 
-__all__ = ["HEAD", "check_known", "copy_path", "current_version", "migrate"]
+__all__ = ["APPLICATION_ID", "HEAD", "check_known", "copy_path", "current_version", "migrate"]
 
 HEAD = "0002"
 """Newest revision in migrations/versions."""
+
+APPLICATION_ID = 0x6D706C6E
+"""What SQLite's header says about whose file it is: "mpln"."""
 
 _LOCK_KEY = 0x6D706D67
 """PostgreSQL's advisory lock of whoever migrates."""
@@ -37,13 +42,32 @@ def current_version(connection: sqlalchemy.Connection) -> str | None:
     tables = sqlalchemy.inspect(connection).get_table_names()
     if "alembic_version" not in tables:
         if tables:
-            raise StoreDamagedError(
-                f"this is another program's database: it has a table {min(tables)!r}",
-                hint="name another place: export MEMPLAN_DATABASE=FILE",
-            )
+            raise _stranger(min(tables))
         return None
     rows = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).all()
     return str(rows[0][0]) if rows else None
+
+
+def refuse_stranger(database: Path) -> None:
+    """Raise StoreDamagedError for another program's database, before anything is written to it.
+
+    Opening a file for writing turns its log on. What cannot be read at all is left to that.
+    """
+    if not database.exists() or not database.stat().st_size:
+        return
+    uri = f"file:{quote(str(database.absolute()))}?mode=ro"
+    with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
+        names = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        tables = [name for (name,) in connection.execute(names)]
+        if tables and "alembic_version" not in tables:
+            raise _stranger(min(tables))
+
+
+def _stranger(table: str) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"this is another program's database: it has a table {table!r}",
+        hint="name another place: export MEMPLAN_DATABASE=FILE",
+    )
 
 
 def check_known(version: str | None) -> None:
@@ -75,6 +99,8 @@ def migrate(connection: sqlalchemy.Connection, database: str | Path) -> None:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
         if current_version(connection) != HEAD:
             _upgrade(connection)
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
     if older:
         with translated(database), contextlib.suppress(sqlite3.OperationalError):
             driver(connection).execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -93,7 +119,7 @@ def _keep_copy(connection: sqlalchemy.Connection, database: Path) -> None:
     try:
         half.unlink(missing_ok=True)
         os.close(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600))
-        with contextlib.closing(sqlite3.connect(half)) as copy:
+        with closing(sqlite3.connect(half)) as copy:
             driver(connection).backup(copy, pages=4096)
         half.replace(target)
     except BaseException:

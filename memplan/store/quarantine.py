@@ -9,14 +9,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memplan.store.salvage import mend_header, salvage
+from memplan.store.migrate import APPLICATION_ID
+from memplan.store.salvage import mend_header, salvage, schema_pages
 from memplan.store.space import ballast_path
 from memplan.types import Event, FrozenMap
 
 __all__ = ["Rescue", "is_ours", "put_aside", "refill"]
 
 _SIDES = ("-wal", "-shm")
-_MARK = b"alembic_version"
+_MARKS = (b"alembic_version", b"CREATE TABLE rollup_1m")
+_LEAF = b"\x0d"
 _LOOKED_AT = 4 * 1024**2
 _PAGE = 4096
 
@@ -62,7 +64,7 @@ def is_ours(database: Path) -> bool:
             head = file.read(_LOOKED_AT)
     except OSError:
         return False
-    if _MARK in head:
+    if head[68:72] == APPLICATION_ID.to_bytes(4, "big") or any(mark in head for mark in _MARKS):
         return True
     return not head.startswith(b"SQLite format 3") and ballast_path(database).exists()
 
@@ -106,11 +108,18 @@ def refill(rescue: Rescue, target: sqlite3.Connection) -> None:
 
 
 def _mend(work: Path, database: Path, target: sqlite3.Connection) -> None:
+    """Make the list of tables readable, with pages of the new database where they are gone."""
     target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    with database.open("rb") as file:
-        template = file.read(_PAGE)
     size = work.stat().st_size
-    with work.open("r+b") as file:
-        page = file.read(_PAGE)
+    with database.open("rb") as template, work.open("r+b") as file:
+        first = template.read(_PAGE)
+        page = mend_header(file.read(_PAGE), first, size)
         file.seek(0)
-        file.write(mend_header(page, template, size))
+        file.write(page)
+        for number in schema_pages(page):
+            template.seek((number - 1) * _PAGE)
+            sound = template.read(_PAGE)
+            file.seek((number - 1) * _PAGE)
+            if file.read(1) != _LEAF and sound[:1] == _LEAF:
+                file.seek((number - 1) * _PAGE)
+                file.write(sound)

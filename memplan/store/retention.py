@@ -63,6 +63,9 @@ class Retention:
         self._blocks, self._periods = 16, 4
         self.longest_s = 0.0
         """Longest transaction so far."""
+        self.longest_cpu_s = 0.0
+        """The same in CPU time, which other work on the machine does not lengthen."""
+        self._begun = (0.0, 0.0)
 
     def batch(self, connection: sqlalchemy.Connection, now_ns: int) -> bool:
         """Delete or give back one batch; tell whether there is more to do."""
@@ -82,7 +85,7 @@ class Retention:
     def _drop_blocks(self, which: sqlalchemy.ColumnElement[bool]) -> bool:
         b, c = tables.block.c, tables.chunk.c
         query = select(b.id, b.day).where(b.host_id == self._host_id, which).order_by(b.id)
-        begun = time.perf_counter()
+        self._start()
         with self._begin() as connection:
             rows = connection.execute(query.limit(self._blocks)).all()
             for number, day in rows:
@@ -94,12 +97,12 @@ class Retention:
                 connection.execute(
                     delete(tables.block).where(b.host_id == self._host_id, b.id == number)
                 )
-        self._blocks = self._adapt(self._blocks, time.perf_counter() - begun)
+        self._blocks = self._adapt(self._blocks, self._stop())
         return bool(rows)
 
     def _drop_periods(self, table: sqlalchemy.Table, before: int) -> bool:
         c = table.c
-        begun = time.perf_counter()
+        self._start()
         with self._begin() as connection:
             first = connection.execute(
                 select(func.min(c.period)).where(c.host_id == self._host_id)
@@ -108,12 +111,22 @@ class Retention:
                 return False
             end = min(first + self._periods, before)
             connection.execute(delete(table).where(c.host_id == self._host_id, c.period < end))
-        self._periods = self._adapt(self._periods, time.perf_counter() - begun)
+        self._periods = self._adapt(self._periods, self._stop())
         return True
 
-    def _adapt(self, size: int, took_s: float) -> int:
-        """Return the size of the next batch: half when this one took long, twice when short."""
+    def _start(self) -> None:
+        self._begun = time.perf_counter(), time.thread_time()
+
+    def _stop(self) -> float:
+        """Return the seconds since `_start`, and remember the longest."""
+        took_s = time.perf_counter() - self._begun[0]
         self.longest_s = max(self.longest_s, took_s)
+        self.longest_cpu_s = max(self.longest_cpu_s, time.thread_time() - self._begun[1])
+        return took_s
+
+    @staticmethod
+    def _adapt(size: int, took_s: float) -> int:
+        """Return the size of the next batch: half when this one took long, twice when short."""
         if took_s > BATCH_S * 0.6:
             return max(size // 2, 1)
         return min(size * 2, 512) if took_s < BATCH_S / 4 else size
@@ -131,9 +144,9 @@ class Retention:
         free = _pragma(connection, "freelist_count")
         if free <= _VACUUM_PAGES or _pragma(connection, "auto_vacuum") != 2:
             return False
-        begun = time.perf_counter()
+        self._start()
         shrink(connection, min(_VACUUM_PAGES, free - _VACUUM_PAGES))
-        self.longest_s = max(self.longest_s, time.perf_counter() - begun)
+        self._stop()
         return True
 
 

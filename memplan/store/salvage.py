@@ -15,7 +15,7 @@ from typing import Any
 
 from memplan.store import codec, tables
 
-__all__ = ["mend_header", "salvage"]
+__all__ = ["mend_header", "salvage", "schema_pages"]
 
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
@@ -32,7 +32,6 @@ _BY_ROWID = (
     tables.phase,
     tables.event,
     tables.block,
-    tables.chunk,
     tables.tick,
     tables.peak,
 )
@@ -61,7 +60,7 @@ def mend_header(page: bytes, template: bytes, file_bytes: int) -> bytes:
     Where the header is gone, the template's takes its place; where the list of tables behind it
     is gone, too, the whole page does, as a new database has its tables at the same pages.
     """
-    if b"alembic_version" not in page:
+    if page[_HEADER_BYTES : _HEADER_BYTES + 1] not in (b"\x05", b"\x0d"):
         page = template
     elif not page.startswith(_MAGIC):
         page = template[:_HEADER_BYTES] + page[_HEADER_BYTES:]
@@ -69,6 +68,19 @@ def mend_header(page: bytes, template: bytes, file_bytes: int) -> bytes:
     pages = (file_bytes // (65536 if size == 1 else size)).to_bytes(4, "big")
     no_free_list = bytes(8)
     return page[:28] + pages + no_free_list + page[40:92] + page[24:28] + page[96:]
+
+
+def schema_pages(first: bytes) -> list[int]:
+    """Return the numbers of the pages that hold the list of tables, besides the first page."""
+    if first[_HEADER_BYTES] != 5:
+        return []
+    at = _HEADER_BYTES
+    count = int.from_bytes(first[at + 3 : at + 5], "big")
+    found = [int.from_bytes(first[at + 8 : at + 12], "big")]
+    for i in range(count):
+        cell = int.from_bytes(first[at + 12 + 2 * i : at + 14 + 2 * i], "big")
+        found.append(int.from_bytes(first[cell : cell + 4], "big"))
+    return found
 
 
 def salvage(source: sqlite3.Connection, target: sqlite3.Connection) -> dict[str, int]:
@@ -80,7 +92,7 @@ def salvage(source: sqlite3.Connection, target: sqlite3.Connection) -> dict[str,
     """
     counts = {}
     target.execute("BEGIN IMMEDIATE")
-    for table in (*_BY_ROWID, *_BY_KEY):
+    for table in (*_BY_ROWID, tables.chunk, *_BY_KEY):
         with contextlib.suppress(sqlite3.DatabaseError):
             counts[table.name] = _copy(source, target, table)
     target.execute(_MISSING_PEAKS)
@@ -99,7 +111,12 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: Any) ->
     if "host_id" not in names and "host_id" in table.c:  # a database of schema 0001
         into, values = f"(host_id, {columns})", f"(1, {marks})"
     statement = f"INSERT OR IGNORE INTO {table.name} {into} VALUES {values}"  # noqa: S608
-    rows = _keyed(source, table, columns) if table in _BY_KEY else _ranged(source, table, columns)
+    if table is tables.chunk:
+        rows = _by_block(source, target, columns)
+    elif table in _BY_KEY:
+        rows = _keyed(source, table, columns)
+    else:
+        rows = _ranged(source, table, columns)
     count = 0
     for row in rows:
         if _sound(table, dict(zip(names, row, strict=True))):
@@ -146,6 +163,19 @@ def _ranged(source: sqlite3.Connection, table: Any, columns: str) -> Iterator[tu
             todo += [(middle + 1, high), (low, middle)] if low < high else []
             continue
         yield from found
+
+
+def _by_block(
+    source: sqlite3.Connection, target: sqlite3.Connection, columns: str
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the chunks of every block that was saved; forwards and back where a page is damaged."""
+    blocks = target.execute("SELECT host_id, day, id FROM block").fetchall()
+    query = f"SELECT {columns} FROM chunk WHERE host_id = ? AND day = ? AND block_id = ?"  # noqa: S608
+    for block in blocks:
+        for order in ("", " ORDER BY series_id DESC"):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                yield from source.execute(query + order, block)
+                break
 
 
 def _highest(source: sqlite3.Connection, name: str, last: int) -> int:

@@ -204,6 +204,7 @@ chunk = Table(
     _number("codec", Integer),
     _number("crc", Integer),
     _number("data", LargeBinary),
+    sqlite_with_rowid=False,
 )
 
 

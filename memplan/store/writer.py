@@ -110,9 +110,9 @@ class LocalWriter:
         return self._core.degraded
 
     @property
-    def longest_batch_s(self) -> float:
-        """Longest transaction of housekeeping so far."""
-        return self._core.retention.longest_s
+    def longest_batch_s(self) -> tuple[float, float]:
+        """Longest transaction of housekeeping so far: seconds by the clock, and of CPU time."""
+        return self._core.retention.longest_s, self._core.retention.longest_cpu_s
 
     def _begin_life(self) -> None:
         events: list[Event] = []

@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from memplan.trace.record import Recording
+from memplan.trace.record import PAGED, Recording
 from memplan.trace.settings import AllocatorSettings
 from memplan.units import MIB
 
@@ -112,6 +112,8 @@ def replay(
         machine.event = number
         if number in emptied:
             machine.release()
+        if recording.blocks[event if event >= 0 else ~event].label == PAGED:
+            continue
         if event < 0:
             machine.free(live.pop(~event))
             continue

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memplan.errors import BadModelError, UsageError
+from memplan.errors import BadModelError, UnsupportedModelError, UsageError
 from memplan.footprint.defaults import ADAPTER_METHODS
 from memplan.models.meta import build_model
+from memplan.models.module import build_module
 from memplan.trace.fake import materialise
 from memplan.trace.job import Job
 from memplan.trace.patches import FLASH
@@ -55,6 +56,8 @@ def build(job: Job, mode: Any) -> Any:
 
 
 def _on_meta(job: Job) -> Any:
+    if job.module is not None:
+        return build_module(job.module, dtype=job.workload.dtype)
     attention = "eager" if job.workload.attention == "eager" else None
     with tempfile.TemporaryDirectory(prefix="memplan-") as place:
         path = Path(job.folder or place) / "config.json"
@@ -108,7 +111,12 @@ def _checkpoint(model: Any, kind: str) -> None:
     left out, and computes the rest again (torchtitan's "op" policy).
     """
     new = getattr(model, "activation_checkpointing_enable", None)
-    enable = new or model.gradient_checkpointing_enable
+    enable = new or getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no model of transformers: nothing says what its layers are",
+            hint="--checkpointing none, and checkpoint inside the module",
+        )
     name = ("activation" if new else "gradient") + "_checkpointing_kwargs"
     settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from memplan.errors import MissingDependencyError
 from memplan.footprint.estimate import estimate
 from memplan.footprint.lines import exact_line
+from memplan.footprint.optimizer import PAGED
 from memplan.parallel.moments import Moments, closed_moments
 from memplan.trace.job import Job, Traced
 from memplan.trace.kernels import Target
@@ -44,10 +45,12 @@ def job_of(
 
     Raises NotTracedError when the model's config is unknown.
     """
-    if not spec.config:
-        raise NotTracedError(f"no config.json of {spec.name} is known, so nothing builds it")
     padded = workload.data == "padded"
     target = Target(kind=kind, capability=_capability(compute), padded=padded)
+    if spec.source == "module":
+        return Job(config="", workload=workload, target=target, module=spec.path)
+    if not spec.config:
+        raise NotTracedError(f"no config.json of {spec.name} is known, so nothing builds it")
     return Job(config=spec.config, workload=workload, target=target, folder=folder)
 
 
@@ -81,6 +84,8 @@ class TraceEstimator:
             job = job_of(spec, workload, kind=kind, compute=self._compute, folder=self._folder)
             traced = trace(job)
         except (NotTracedError, MissingDependencyError) as error:
+            if not spec.layers:
+                raise
             return _explained(plain, str(error))
         found = _replaced(plain, traced, workload, kind)
         self._scale = _activations(found) / max(_activations(plain), 1)
@@ -100,6 +105,8 @@ class TraceEstimator:
 
     def quick(self, spec: ModelSpec, workload: Workload, **others: Any) -> Footprint:
         """Return the closed form, its activations scaled as the last trace says."""
+        if not spec.layers:
+            return self(spec, workload, **others)
         plain = estimate(spec, workload, **others)
         if self._scale is None or workload.estimator != "trace":
             return plain
@@ -155,10 +162,11 @@ def _replaced(plain: Footprint, traced: Traced, workload: Workload, kind: str) -
     exact: list[Line] = [line for line in plain.lines if line.part == "weights"]
     exact += [line for line in plain.lines if line.part in ("kv_cache", "state_cache")]
     source = "seen in a trace"
+    paged = traced.paged_bytes
     for part, size in (
         ("buffers", traced.buffers_bytes),
         ("gradients", traced.gradients_bytes),
-        ("optimizer", traced.optimizer_bytes),
+        ("optimizer", traced.optimizer_bytes - paged),
     ):
         own = next(
             (line for line in plain.lines if line.part == part and line.basis == "exact"), None
@@ -166,10 +174,12 @@ def _replaced(plain: Footprint, traced: Traced, workload: Workload, kind: str) -
         text = own.source if own is not None and own.bytes == size else source
         if size:
             exact.append(exact_line(part, size, text))  # type: ignore[arg-type]
+    if paged:
+        exact.append(exact_line("optimizer", paged, PAGED))
     known = traced.weights_bytes + traced.buffers_bytes + traced.gradients_bytes
     known += traced.optimizer_bytes + traced.cache_bytes
     others = [line for line in plain.lines if line.part == "overhead"]
-    peak = traced.allocated_bytes or traced.peak_bytes
+    peak = traced.allocated_bytes + paged if traced.allocated_bytes else traced.peak_bytes
     line = _traced_line(traced, peak - known, workload, kind)
     beside = _freed(traced) if kind == "cpu" else _slack(traced)
     return Footprint(lines=(*exact, line, *beside, *others))

@@ -14,7 +14,7 @@ from memplan.versions import installed_version
 
 __all__ = ["Job", "Traced"]
 
-_FORMAT = 3
+_FORMAT = 4
 """Raised when a trace of the same job would come out otherwise."""
 
 _FIELDS = (
@@ -47,13 +47,21 @@ class Job:
     """One model, one workload, one kind of device."""
 
     config: str
-    """The model's config.json."""
+    """The model's config.json; "" for a model that code builds."""
     workload: Workload
     """Complete, as `memplan.footprint.defaults.complete` returns it."""
     target: Target
     """Where it would run."""
     folder: str | None = None
     """Folder of the config, where its own Python code is to be run; None = it is not."""
+
+    module: str | None = None
+    """"module.path:callable" that builds the model, in place of a config."""
+
+    @property
+    def lasting(self) -> bool:
+        """The model is what it was: no code that is not a library's builds it."""
+        return self.folder is None and self.module is None
 
     def key(self) -> str:
         """Return a name that only the same job with the same libraries has."""
@@ -85,6 +93,8 @@ class Traced:
     """All gradients."""
     optimizer_bytes: int
     """The optimizer's state after its first step."""
+    paged_bytes: int = 0
+    """Part of the optimizer's state that lies in unified memory, outside torch's allocator."""
     cache_bytes: int = 0
     """Keys, values and states after the last token (infer)."""
     allocated_bytes: int | None = None

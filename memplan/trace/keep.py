@@ -24,6 +24,8 @@ def _path(job: Job) -> Path:
 
 def load_trace(job: Job) -> Traced | None:
     """Return the kept trace of a job, or None."""
+    if not job.lasting:
+        return None
     try:
         return Traced.from_json(json.loads(_path(job).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -31,8 +33,8 @@ def load_trace(job: Job) -> Traced | None:
 
 
 def save_trace(job: Job, traced: Traced) -> None:
-    """Keep a trace, but not of a model that runs code of its own folder: that may change."""
-    if job.folder is not None:
+    """Keep a trace, but not of a model that code of its user builds: that may change."""
+    if not job.lasting:
         return
     path = _path(job)
     with contextlib.suppress(OSError):

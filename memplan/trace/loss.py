@@ -1,4 +1,4 @@
-"""Losses that never hold all logits: output matrix and cross-entropy together, chunk by chunk."""
+"""Losses: what a model answers, or output matrix and cross-entropy together, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,30 @@ from typing import Any
 
 from memplan.errors import UnsupportedModelError
 
-__all__ = ["chunk_tokens", "chunked_loss"]
+__all__ = ["chunk_tokens", "chunked_loss", "loss_of"]
+
+
+def loss_of(outputs: Any, inputs: dict[str, Any]) -> Any:
+    """Return the loss of what a model's forward answered.
+
+    One number is the loss. An answer with a "loss", as transformers' models give when they take
+    labels, holds it. A tensor of logits (..., tokens, vocab) is given to cross_entropy in its own
+    dtype, every token with a label. Of anything else the first tensor's mean is taken.
+
+    Args:
+        outputs: of forward.
+        inputs: that it took.
+    """
+    import torch
+
+    if isinstance(outputs, torch.Tensor):
+        if not outputs.dim():
+            return outputs
+        flat = outputs.flatten(0, -2)
+        return torch.nn.functional.cross_entropy(flat, flat.new_zeros(len(flat), dtype=torch.long))
+    if "labels" in inputs:
+        return outputs["loss"]
+    return outputs[0].float().mean()
 
 
 def chunk_tokens(*, tokens: int, vocab: int, hidden: int) -> int:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from memplan.errors import UsageError
-from memplan.footprint.optimizer import takes_muon
-from memplan.footprint.optimizer_8bit import TABLE_BYTES, packed_state, plain_state
+from memplan.footprint.optimizer import split_name, takes_muon
+from memplan.footprint.optimizer_8bit import (
+    PAGED_FROM,
+    TABLE_BYTES,
+    packed_state,
+    plain_state,
+    torchao_pieces,
+)
+from memplan.footprint.optimizer_low_rank import galore_rank
+from memplan.trace.stepping import low_rank_optimizer, piece_optimizer
 from memplan.types import Tensor
 
-__all__ = ["make_optimizer", "state_tensors", "take_step"]
+__all__ = [
+    "make_optimizer",
+    "paged_tensors",
+    "state_tensors",
+    "step_in_backward",
+    "take_step",
+    "values_are_one",
+]
 
 _RATE = 1e-4
 
@@ -29,7 +45,8 @@ def make_optimizer(name: str, model: Any, *, target: Literal["gpu", "cpu"]) -> A
     """
     import torch
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    name, _ = split_name(name)
+    parameters = _parameters(model)
     optim = torch.optim
     every = {"lr": _RATE, "foreach": target == "gpu"}
     makers: dict[str, Callable[[], Any]] = {
@@ -46,24 +63,42 @@ def make_optimizer(name: str, model: Any, *, target: Literal["gpu", "cpu"]) -> A
     }
     if name in _BYTES:
         return _block_optimizer(model, *_BYTES[name])
+    if name in _PIECES:
+        return piece_optimizer(model, _parameters(model), _PIECES[name])
+    rank = galore_rank(name)
+    if rank is not None:
+        return low_rank_optimizer(model, _parameters(model), rank)
     if name == "muon":
         return _Both(*_muon(model, foreach=target == "gpu"))
     if name not in makers:
         raise UsageError(
             f"no optimizer {name!r} is traced",
-            hint="one of: " + ", ".join((*makers, *_BYTES, "muon")),
+            hint="one of: " + ", ".join((*makers, *_BYTES, *_PIECES, "muon", "galore")),
         )
     return makers[name]()
+
+
+def _parameters(model: Any) -> list[Any]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 _BYTES = {
     "adamw-8bit": (2, True),
     "paged-adamw": (2, False),
     "paged-adamw-8bit": (2, True),
+    "ademamix": (3, False),
+    "ademamix-8bit": (3, True),
     "lion": (1, False),
     "lion-8bit": (1, True),
 }
 """States, and are they in 8 bits, of bitsandbytes' optimizers, which look at values."""
+
+_PIECES: dict[str, Callable[[Tensor], tuple[int, ...]]] = {
+    "torchao-adamw-8bit": lambda t: torchao_pieces(t, 8),
+    "torchao-adamw-4bit": lambda t: torchao_pieces(t, 4),
+    "torchao-adamw-fp8": lambda t: torchao_pieces(t, 8, table=False),
+}
+"""Tensors of one parameter's state, in bytes, of optimizers whose step is one compiled kernel."""
 
 
 def _block_optimizer(model: Any, states: int, packed: bool) -> Any:  # noqa: FBT001 - from a table
@@ -72,7 +107,8 @@ def _block_optimizer(model: Any, states: int, packed: bool) -> Any:  # noqa: FBT
 
     class BlockOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+            wanted = {id(p) for p in _parameters(model)}
+            self.names = {p: n for n, p in model.named_parameters() if id(p) in wanted}
             super().__init__(list(self.names), {})
             self.tables: list[Any] = []
 
@@ -83,7 +119,7 @@ def _block_optimizer(model: Any, states: int, packed: bool) -> Any:  # noqa: FBT
 
         def _make(self) -> None:
             if packed and not self.tables:
-                self.tables = [torch.empty(TABLE_BYTES // 4) for _ in range(states)]
+                self.tables = [torch.empty(TABLE_BYTES // 4) for _ in range(min(states, 2))]
             for parameter, name in self.names.items():
                 if parameter.grad is None or self.state[parameter]:
                     continue
@@ -137,7 +173,14 @@ class _Both:
 
 
 def take_step(optimizer: Any) -> None:
-    """Step; where a value is asked for, which fakes do not have, it is 1.
+    """Step, with `values_are_one` around it."""
+    with values_are_one():
+        optimizer.step()
+
+
+@contextlib.contextmanager
+def values_are_one() -> Iterator[None]:
+    """Where a value is asked for, which fakes do not have, it is 1.
 
     Adafactor asks for the norms of parameters, which decide how far it goes and not what it makes.
     """
@@ -151,7 +194,7 @@ def take_step(optimizer: Any) -> None:
 
     torch.Tensor.item = item
     try:
-        optimizer.step()
+        yield
     finally:
         torch.Tensor.item = own
 
@@ -163,3 +206,61 @@ def state_tensors(optimizer: Any) -> list[Any]:
     values = [value for state in optimizer.state.values() for value in state.values()]
     values += getattr(optimizer, "tables", [])
     return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def paged_tensors(name: str, optimizer: Any) -> list[Any]:
+    """Return those of an optimizer's tensors that bitsandbytes puts into unified memory."""
+    if not name.startswith("paged-"):
+        return []
+    items = [item for state in optimizer.state.values() for item in state.items()]
+    return [x for key, x in items if key.startswith("state") and x.numel() >= PAGED_FROM]
+
+
+class step_in_backward:  # noqa: N801 - called like a function, asked for its states
+    """One optimizer for each parameter, which steps as soon as the gradient is there.
+
+    The gradient is let go at once (torchtune, OptimizerInBackwardWrapper).
+    """
+
+    def __init__(self, name: str, model: Any, *, target: Literal["gpu", "cpu"]) -> None:
+        """Hang the steps on a model's parameters; see `make_optimizer`."""
+        names = {id(p): n for n, p in model.named_parameters()}
+        self._all = {
+            p: make_optimizer(name, _One(names[id(p)], p), target=target)
+            for p in _parameters(model)
+        }
+        for parameter in self._all:
+            parameter.register_post_accumulate_grad_hook(self._step)
+
+    def _step(self, parameter: Any) -> None:
+        take_step(self._all[parameter])
+        parameter.grad = None
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """States of all parameters."""
+        return {key: value for one in self._all.values() for key, value in one.state.items()}
+
+    @property
+    def tables(self) -> list[Any]:
+        """Tables of all parameters."""
+        return [x for one in self._all.values() for x in getattr(one, "tables", [])]
+
+    def step(self) -> None:
+        """Do nothing: it is done."""
+
+    def zero_grad(self) -> None:
+        """Do nothing: no gradient is left."""
+
+
+class _One:
+    """A model of one parameter."""
+
+    def __init__(self, name: str, parameter: Any) -> None:
+        self._item = name, parameter
+
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        return [self._item]
+
+    def parameters(self) -> list[Any]:
+        return [self._item[1]]

@@ -16,7 +16,24 @@ from memplan.models.meta import module_tensors
 from memplan.models.quantize import quantize
 from memplan.types import ModelSpec
 
-__all__ = ["adapt_packed", "pack_linears", "prepare_kbit"]
+__all__ = ["adapt_packed", "pack_linears", "packed_linear", "prepare_kbit"]
+
+
+def packed_linear(
+    shape: tuple[int, int], size: int, bias: Any, *, compute: str, keeps_input: bool = False
+) -> Any:
+    """Return a stand-in for one 4-bit linear, on meta, for models that bring their own.
+
+    Args:
+        shape: of its matrix, (out, in).
+        size: bytes of the packed matrix with its scales.
+        bias: its bias (a Parameter), or None.
+        compute: torch's name of the dtype in which it is multiplied.
+        keeps_input: as bitsandbytes up to 0.42, which kept the input until the backward pass, and
+            unpacked to float16 first (autograd/_functions.py, MatMul4Bit).
+    """
+    make = _stand_in(compute, eight=False, old=keeps_input)
+    return make(shape[0], shape[1], size, bias)
 
 
 def pack_linears(model: Any, quant: str, *, compute: str) -> None:
@@ -110,11 +127,11 @@ def _summed(self: Any, x: Any, base: Any, *, converts: bool) -> Any:
     return result
 
 
-def _stand_in(compute: str, *, eight: bool) -> Any:
+def _stand_in(compute: str, *, eight: bool, old: bool = False) -> Any:
     """Return the class of stand-ins for one scheme."""
     import torch
 
-    function = _eight_bit(torch) if eight else _four_bit(torch)
+    function = _eight_bit(torch) if eight else _four_bit(torch, old=old)
     dtype = getattr(torch, compute)
 
     class PackedLinear(torch.nn.Linear):  # type: ignore[misc]
@@ -138,18 +155,24 @@ def _stand_in(compute: str, *, eight: bool) -> Any:
     return PackedLinear
 
 
-def _four_bit(torch: Any) -> Any:
+def _four_bit(torch: Any, *, old: bool) -> Any:
+    def unpacked(values: Any, shape: tuple[int, int]) -> Any:
+        if not old:
+            return values.new_empty(shape)
+        return values.new_empty(shape, dtype=torch.float16).to(values.dtype)
+
     class FourBit(torch.autograd.Function):  # type: ignore[misc]
-        """The weight is unpacked for each pass, and gone after it; the input is not kept."""
+        """The weight is unpacked for each pass, and gone after it; the input was once kept."""
 
         @staticmethod
         def forward(ctx: Any, values: Any, packed: Any, rows: int) -> Any:
             ctx.shape, ctx.packed = (rows, values.shape[-1]), packed
-            return values @ values.new_empty(ctx.shape).t()
+            ctx.kept = values if old and any(ctx.needs_input_grad) else None
+            return values @ unpacked(values, ctx.shape).t()
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return grads[0] @ grads[0].new_empty(ctx.shape), None, None
+            return grads[0] @ unpacked(grads[0], ctx.shape), None, None
 
     return FourBit
 

@@ -6,7 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["Block", "Phase", "Recording", "Share"]
+__all__ = ["PAGED", "Block", "Phase", "Recording", "Share"]
+
+
+PAGED = "paged optimizer"
+"""Label of what lies in unified memory, outside torch's allocator."""
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from memplan.errors import MemplanError, MissingDependencyError, UnsupportedMode
 from memplan.trace.allocator import replay
 from memplan.trace.job import Job, Traced
 from memplan.trace.keep import load_trace, save_trace
-from memplan.trace.record import Recording
+from memplan.trace.record import PAGED, Recording
 from memplan.trace.settings import AllocatorSettings
 
 __all__ = ["NotTracedError", "record_job", "summarise", "trace"]
@@ -114,7 +114,8 @@ def summarise(recording: Recording, *, gpu: bool = True, seconds: float = 0.0) -
         weights_bytes=labels.get("weights", 0),
         buffers_bytes=labels.get("buffers", 0),
         gradients_bytes=_highest(recording, "gradients"),
-        optimizer_bytes=labels.get("optimizer", 0),
+        optimizer_bytes=labels.get("optimizer", 0) + labels.get(PAGED, 0),
+        paged_bytes=labels.get(PAGED, 0),
         cache_bytes=_at_end(recording, "kv_cache"),
         allocated_bytes=usual.allocated_bytes if usual else None,
         reserved_bytes=usual.reserved_bytes if usual else None,

@@ -8,13 +8,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from memplan.errors import UnsupportedModelError
+from memplan.footprint.optimizer import split_name
 from memplan.trace.build import build
 from memplan.trace.fake import fake_mode
 from memplan.trace.job import Job
 from memplan.trace.kernels import scratch_bytes
-from memplan.trace.loss import chunked_loss
-from memplan.trace.optimizers import make_optimizer, state_tensors, take_step
+from memplan.trace.loss import chunked_loss, loss_of
+from memplan.trace.optimizers import (
+    make_optimizer,
+    paged_tensors,
+    state_tensors,
+    step_in_backward,
+    take_step,
+)
 from memplan.trace.patches import target_kernels
+from memplan.trace.record import PAGED
 from memplan.trace.tracker import Tracker
 from memplan.types import Workload
 
@@ -61,12 +69,13 @@ def record(job: Job, *, hold_outputs: bool = False) -> Tracker:
 def _train(torch: Any, model: Any, job: Job, tracker: Tracker, *, hold_outputs: bool) -> None:
     work = job.workload
     assert work.optimizer is not None
-    optimizer = make_optimizer(work.optimizer, model, target=job.target.kind)
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(
             lambda p: tracker.label([p.grad], "gradients") if p.grad is not None else None
         )
+    make = step_in_backward if split_name(work.optimizer)[1] else make_optimizer
+    optimizer = make(work.optimizer, model, target=job.target.kind)
     inputs = _inputs(torch, model, work)
     tracker.add(_tensors_in(inputs), "inputs")
     wanted = min(work.grad_accum or 1, MICRO_STEPS)
@@ -83,6 +92,7 @@ def _train(torch: Any, model: Any, job: Job, tracker: Tracker, *, hold_outputs: 
         tracker.recording.begin(f"step {step}")
         take_step(optimizer)
         tracker.label(state_tensors(optimizer), "optimizer")
+        tracker.label(paged_tensors(work.optimizer, optimizer), PAGED)
         optimizer.zero_grad()
 
 
@@ -91,7 +101,7 @@ def _forward(torch: Any, model: Any, inputs: dict[str, Any], work: Workload) -> 
         if work.loss == "chunked":
             return chunked_loss(model, inputs), None
         outputs = model(**inputs)
-        loss = outputs["loss"] if "labels" in inputs else outputs[0].float().mean()
+        loss = loss_of(outputs, inputs)
     if (work.grad_accum or 1) > 1:
         loss = loss / work.grad_accum
     return loss, outputs
@@ -129,15 +139,23 @@ def _tokens(torch: Any, model: Any, batch: int, length: int) -> dict[str, Any]:
             f"{type(plain).__name__} takes {plain.main_input_name}, no tokens: it is not traced",
             hint="--estimator formula",
         )
-    return {"input_ids": torch.zeros(batch, length, dtype=torch.long)}
+    return {_first(model): torch.zeros(batch, length, dtype=torch.long)}
 
 
 def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _parameters(model: Any) -> set[str]:
-    return set(inspect.signature(_plain(model).forward).parameters)
+def _first(model: Any) -> str:
+    """Return what forward calls the tokens: "input_ids", or else its first argument."""
+    takes = _parameters(model)
+    return "input_ids" if "input_ids" in takes or not takes else takes[0]
+
+
+def _parameters(model: Any) -> list[str]:
+    """Return the names of what forward takes, in order."""
+    found = inspect.signature(_plain(model).forward).parameters.values()
+    return [x.name for x in found if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)]
 
 
 def _infer(torch: Any, model: Any, work: Workload, tracker: Tracker) -> None:

@@ -92,6 +92,10 @@ class Workload:
     """Expert-parallel degree."""
     cp: int = 1
     """Context-parallel degree."""
+    offload_optimizer: str | None = None
+    """Where optimizer states live instead of the GPU: "cpu" or "disk" (train)."""
+    offload_params: str | None = None
+    """Where a rank's part of the weights lives between its uses: "cpu" or "disk" (train)."""
     prune: str | None = None
     """Structured pruning applied before loading."""
     sparsity: float | None = None

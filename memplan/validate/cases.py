@@ -42,6 +42,10 @@ class Case:
     """One of COUNTERS, for totals."""
     source: str
     """Where it was published."""
+    group: str = ""
+    """Name of its row in the table of trainings; "" = by its options."""
+    folder: str = "."
+    """Folder of its file: the code of a MODEL "module:callable" is looked for there first."""
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -58,13 +62,13 @@ def read_cases(path: Path) -> list[Case]:
         raise ModelNotFoundError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SchemaError(f"cannot read {path}: {error}") from error
-    cases = [_case(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+    cases = [_case(line, f"{path}:{i}", path) for i, line in enumerate(lines, 1) if line.strip()]
     if not cases:
         raise SchemaError(f"{path} has no cases", hint="one JSON object a line")
     return cases
 
 
-def _case(line: str, where: str) -> Case:
+def _case(line: str, where: str, path: Path) -> Case:
     try:
         row = json.loads(line, parse_constant=_refuse)
         measured = row["measured"] if row["quantity"] == "parameters" else row["measured_bytes"]
@@ -79,6 +83,8 @@ def _case(line: str, where: str) -> Case:
             tolerance=float(row.get("tolerance") or 0.0),
             counter=str(row.get("counter", "allocated")),
             source=str(row.get("source", "")),
+            group=str(row.get("group", "")),
+            folder=str(path.resolve().parent),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SchemaError(

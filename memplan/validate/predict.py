@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memplan.errors import MemplanError
+from memplan.errors import MemplanError, MissingDependencyError
 from memplan.footprint.defaults import complete, weight_dtype
+from memplan.footprint.optimizer import PAGED
 from memplan.models.load import load_model
+from memplan.models.module import is_callable_name
 from memplan.trace.estimate import RESERVED, TraceEstimator
 from memplan.types import Footprint, ModelSpec, Workload
 from memplan.validate.cases import Case
@@ -40,6 +44,8 @@ class Prediction:
     """Upper end of the band."""
     problem: str = ""
     """Why there is no prediction."""
+    skipped: bool = False
+    """The code that would build the model is not installed: neither right nor wrong."""
 
     @property
     def error(self) -> float | None:
@@ -86,13 +92,37 @@ _EACH = 4
 def predict(case: Case) -> Prediction:
     """Plan a case. A model or option that cannot be planned is a prediction with a problem."""
     try:
-        spec, workload = _planned(case)
-        value, low, high = _quantity(case, spec, workload)
+        with _beside(case):
+            spec, workload = _planned(case)
+            value, low, high = _quantity(case, spec, workload)
     except MemplanError as error:
         return Prediction(
-            case=case, runtime="-", value=None, low=None, high=None, problem=str(error)
+            case=case,
+            runtime="-",
+            value=None,
+            low=None,
+            high=None,
+            problem=str(error),
+            skipped=isinstance(error, MissingDependencyError) and _is_code(case),
         )
     return Prediction(case=case, runtime=workload.runtime, value=value, low=low, high=high)
+
+
+def _is_code(case: Case) -> bool:
+    return isinstance(case.model, str) and is_callable_name(case.model)
+
+
+@contextlib.contextmanager
+def _beside(case: Case) -> Iterator[None]:
+    """Let the code that a case names be found in the folder of its file."""
+    if not _is_code(case):
+        yield
+        return
+    sys.path.insert(0, case.folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(case.folder)
 
 
 def _planned(case: Case) -> tuple[ModelSpec, Workload]:
@@ -131,14 +161,19 @@ def _kept_tables(spec: ModelSpec, workload: Workload) -> list[tuple[str, int]]:
 
 
 def _counts(line: Any, case: Case) -> bool:
-    """Say whether a line of overhead is in what a counter counts."""
-    return case.counter == "reserved" and line.source == RESERVED
+    """Say whether a line is in what a counter counts.
+
+    torch's counters know no context, and nothing in unified memory.
+    """
+    if line.source == RESERVED:
+        return case.counter == "reserved"
+    return bool(line.part != "overhead" and line.source != PAGED)
 
 
 def _total(footprint: Footprint, case: Case) -> tuple[int, int, int]:
     lines: list[Any] = list(footprint.lines)
     if case.counter != "process":
-        lines = [line for line in lines if line.part != "overhead" or _counts(line, case)]
+        lines = [line for line in lines if _counts(line, case)]
     return (
         sum(line.bytes for line in lines),
         sum(line.low_bytes for line in lines),

@@ -39,6 +39,8 @@ def rows(predictions: Sequence[Prediction]) -> list[Row]:
     """Return one row for each quantity and runtime, and one for each quantity overall."""
     groups: dict[tuple[str, str, str], list[Prediction]] = {}
     for prediction in predictions:
+        if prediction.skipped:
+            continue
         runtime = str(prediction.case.options.get("runtime") or prediction.runtime)
         key = (prediction.case.quantity, runtime, _group(prediction))
         groups.setdefault(key, []).append(prediction)
@@ -50,6 +52,8 @@ def _group(prediction: Prediction) -> str:
     options = prediction.case.options
     if options.get("task") != "train":
         return ""
+    if prediction.case.group:
+        return f"{prediction.case.group}, {prediction.case.counter}"
     packed = options.get("method") == "qlora" or options.get("quant") not in (None, "none")
     return f"{'QLoRA' if packed else 'full and LoRA'}, {prediction.case.counter}"
 

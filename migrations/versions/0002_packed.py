@@ -27,7 +27,7 @@ depends_on = None
 
 _DAY_NS, _HOUR_NS, _MINUTE_NS = 86_400 * 10**9, 3600 * 10**9, 60 * 10**9
 _BLOCK = 60
-_HOST = 1
+_OLD = ("plan", "run", "device", "series")
 
 _INSERT_BLOCK = sa.text(
     "INSERT INTO block (host_id, id, day, run_id, seq0, seq1, t0_ns, t1_ns, n, size_bytes, codec,"
@@ -179,6 +179,7 @@ def _create_samples() -> None:
         _key("series_id", integer),
         *_columns("n int low big low_t_ns big high big high_t_ns big total real last big"),
         *_columns("codec int crc int data blob"),
+        sqlite_with_rowid=False,
         postgresql_partition_by="RANGE (day)",
     )
     for name in ("rollup_1m", "rollup_1h"):
@@ -200,10 +201,8 @@ def _create_samples() -> None:
 
 
 def _move_documents(connection: sa.Connection) -> None:
-    there = " UNION ALL ".join(
-        f"SELECT count(*) AS n FROM old_{name}" for name in ("plan", "run", "series", "device")
-    )
-    if connection.execute(sa.text(f"SELECT sum(n) FROM ({there}) AS counts")).scalar():  # noqa: S608
+    queries = [sa.select(sa.func.count()).select_from(sa.table(f"old_{n}")) for n in _OLD]
+    if any(connection.execute(query).scalar() for query in queries):
         key, name = host_identity()  # all that is there is this machine's
         connection.execute(
             sa.text("INSERT INTO host (id, key, name) VALUES (1, :key, :name)"),

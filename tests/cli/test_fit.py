@@ -25,7 +25,8 @@ def test_an_answer_reads_like_this(capsys):
 
 def test_a_training_reads_like_this(capsys):
     """The same model's fine-tuning, by closed forms."""
-    words = ["--task", "train", "--estimator", "formula", "--seq", "1024", "--jobs", "1"]
+    words = ["--task", "train", "--estimator", "formula", "--seq", "1024", "--gpus", "1"]
+    words += ["--jobs", "1"]
     assert run([*BIG, *words, "--plain"]) == 0
     check_golden("cli_fit_train.txt", capsys.readouterr().out)
 
@@ -110,7 +111,9 @@ def test_a_model_that_is_not_there_is_an_error(capsys):
 def test_what_is_printed_of_a_training_was_traced(tmp_path, capsys):
     """A tiny model on a GPU that its libraries nearly fill."""
     config = str(write_config(tmp_path / "tiny", {**TINY, "vocab_size": 4000}))
-    words = ["--task", "train", "--device", "480MiB", "--seq", "128", "--limit", "1"]
+    words = ["--task", "train", "--device", "640MiB", "--seq", "128", "--limit", "1"]
+    words += ["--method", "full", "--optimizer", "adamw", "--checkpointing", "none"]
+    words += ["--loss", "full-logits"]
     assert run(["fit", config, *words, "--gpus", "1", "--jobs", "1", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     row = data["alternatives"][0]

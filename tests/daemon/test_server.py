@@ -7,7 +7,11 @@ import os
 import socket
 import stat
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 from factories import make_device, make_phase, make_plan, make_run, make_sample
@@ -282,3 +286,50 @@ def test_a_dead_socket_is_replaced_and_a_file_is_not(path, writer):
     with pytest.raises(DaemonError, match="in the way"):
         listen(path, writer)
     assert path.read_text() == "precious"
+
+
+GUEST = """
+import json, os, socket, struct, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for body in ({"op": "ping"}, {"op": "snapshot"}, {"op": "stop"}):
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(sys.argv[1])
+        data = json.dumps(body).encode()
+        peer.sendall(struct.pack(">I", len(data)) + data)
+        answer = peer.recv(65536)[4:]
+        print(json.loads(answer)["ok"])
+with socket.socket(socket.AF_UNIX) as peer:
+    peer.connect(sys.argv[1])
+    peer.settimeout(10)
+    peer.sendall(struct.pack(">I", 10**6) + b"x" * 300_000)
+    print(peer.recv(10))
+"""
+
+
+def test_a_member_of_the_group_may_look_and_no_more(writer):
+    """Another user, by the kernel's word: mode 0660, small requests, nothing that changes."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    clock = SystemClock()
+    sampler = Sampler(clock=clock, collectors=(), writer=writer, interval_s=0.05)
+    loop = Loop(sampler)
+    service = Service(
+        writer=writer, sampler=sampler, clock=clock, database="x", kind="daemon", stop=loop.stop
+    )
+    path = folder / "t.sock"
+    server = Server(path=path, service=service, loop=loop, clock=clock, gid=65534)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        command = [sys.executable, "-c", GUEST, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.stdout.split(), done.stderr) == (["True", "True", "False", "b''"], "")
+    finally:
+        loop.stop()
+        thread.join()
+        server.close()
+        loop.close()
+        folder.rmdir()

@@ -249,3 +249,16 @@ def test_every_target_is_offered_and_every_plan_has_an_engine():
     assert tuple(target.type.choices) == tuple(TARGETS)
     assert engine_of(planned(MODEL, *SERVE)) == "vllm"
     assert engine_of(planned(MODEL, *SHARDED)) == "torchrun"
+
+
+def test_a_model_that_the_catalogue_has_no_address_of_is_named_at_the_end():
+    """--model says what the files load; without it the hint does."""
+    from memplan.cli.emit import written_for
+
+    plan = planned("gemma3-1b", *SERVE)
+    assert plan.model.path is None
+    with pytest.raises(UsageError, match="which folder or Hub id") as caught:
+        written_for("vllm", plan)
+    assert "--model FOLDER" in caught.value.hint
+    words = arguments_of(written_for("vllm", plan, model="google/gemma-3-1b-it")["vllm.sh"])
+    assert words[2] == "google/gemma-3-1b-it"

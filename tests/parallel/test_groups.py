@@ -56,6 +56,13 @@ def test_a_tied_embedding_stays_in_the_root():
     assert found.bytes == found.root_bytes
 
 
+def test_a_towers_matrices_stay_in_the_root():
+    """A table of positions may be read without its module being called."""
+    table = Tensor(name="visual.pos_embed.weight", shape=(4096, 1024), dtype="float32", bytes=2**24)
+    found = fsdp_groups([table, *tensors(LLAMA_7B)], work(8))
+    assert found.modules == ("model.embed_tokens", "lm_head")
+
+
 @pytest.mark.engines
 @pytest.mark.parametrize("ranks", [8, 64, 512])
 def test_torchs_tracker_counts_the_same_bytes(tmp_path, ranks):

@@ -12,6 +12,7 @@ from memplan.formats.quantized import parse_scheme
 from memplan.models.catalog import find_model
 from memplan.models.quantize import quantize
 from memplan.placement.assign import by_lookup
+from memplan.placement.beside import place_of
 from memplan.placement.cost import decode_speed, prefill_speed, speeds
 from memplan.placement.engines import PROFILES, profile_of
 from memplan.placement.fills import filled
@@ -148,8 +149,12 @@ def test_the_disk_is_charged_for_experts_and_not_for_dense_weights(llama, mixtra
     assert plan.devices[1].parts.get("weights", 0) == 0
     assert plan.devices[1].reused_bytes == plan.placement.offloaded_bytes
     moe = planned(mixtral, [gpu(24 * GIB), disk])
-    experts = sum(t.bytes for t in mixtral.tensors if ".experts." in t.name)
-    assert 0.9 * experts < moe.devices[1].parts["weights"] <= experts
+    written, reused = moe.devices[1].parts["weights"], moe.devices[1].reused_bytes
+    assert written + reused == moe.placement.offloaded_bytes
+    where = moe.placement.device_map
+    experts = [f"model.layers.{i}.mlp.experts" for i in range(32)]
+    moved = [name for name in experts if place_of(name, where) == "disk"]
+    assert written == len(moved) * 8 * 3 * 4096 * 14336 * 2
     none = planned(mixtral, [gpu(24 * GIB), replace(disk, capacity_bytes=GIB)])
     assert not none.verdict.fits
 

@@ -96,7 +96,7 @@ def test_a_plan_that_does_not_fit_names_changes_that_do(llama):
     options = {"context": 4096, "batch": 8}
     names = {change.option for change in plan.verdict.changes}
     assert {"context", "batch"} <= names
-    assert {"kv-dtype", "device"} <= names
+    assert "device" in names
     for change in plan.verdict.changes:
         value = int(change.value) if change.value.isdigit() else change.value
         changed = {**options, change.option.replace("-", "_"): value}
@@ -106,6 +106,15 @@ def test_a_plan_that_does_not_fit_names_changes_that_do(llama):
         again = planned(llama, on, **changed)
         assert again.verdict.fits
         assert again.footprint.total_bytes == change.total_bytes
+
+
+def test_a_coarser_cache_is_one_of_the_changes(llama):
+    """The first type that suffices, with what the engine then unpacks."""
+    plan = planned(llama, [gpu(17 * GIB)], context=4096, batch=2)
+    assert not plan.verdict.fits
+    (change,) = [c for c in plan.verdict.changes if c.option == "kv-dtype"]
+    assert change.value == "int8"
+    assert planned(llama, [gpu(17 * GIB)], batch=2, kv_dtype="int8").verdict.fits
 
 
 def test_training_names_checkpointing_before_smaller_batches(tiny):
@@ -138,7 +147,7 @@ def test_several_small_gpus_stream_the_last_layers(llama):
     # The second one holds whole layers; what is streamed runs on the first, which has the buffer.
     assert where["model.layers.31"] == "cuda:1"
     assert "model.layers.0" not in where
-    assert {where["model.layers.0.mlp.up_proj"], where["model.norm"]} <= {"cuda:0", "cpu"}
+    assert where["model.layers.0.mlp.up_proj"] in {"cuda:0", "cpu"}
     assert plan.devices[0].items["reload_buffer"] == 11008 * 4096 * 2
     assert "reload_buffer" not in plan.devices[1].items
     assert sum(x.parts.get("weights", 0) for x in plan.devices) == llama.weight_bytes

@@ -7,6 +7,7 @@ only makes them slow.)
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,8 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import placement_worker
 import pytest
+from checkpoints import save_tiny
 
+from memplan.emit.accelerate import files
 from memplan.footprint.defaults import complete
 from memplan.models.resolve import resolve
 from memplan.placement.plan import make_plan
@@ -148,6 +152,19 @@ class Bench:
         peak = json.loads(done.stdout.splitlines()[-1])["peak"]
         return 0, peak, torch.load(job["logits"])
 
+    def expected(self):
+        """Return the logits without offload and without a limit."""
+        import torch
+        import transformers
+
+        job = {"folder": str(self.folder / "model"), "map": {"": "cpu"}, "offload": None}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the worker does: sums in the same order
+        model = placement_worker.load(transformers, torch, job)
+        logits = placement_worker.run(torch, model, {"context": CONTEXT})
+        torch.set_num_threads(threads)
+        return logits
+
     def _clean(self, name):
         for root in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
             group = Path(root) / f"memplan-{name}"
@@ -159,35 +176,70 @@ QUICK = ("llama",)
 EVERY = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.limits) for kind in KINDS]
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_a_plan_runs_within_its_band_and_answers_as_without_offload(tmp_path, kind):
-    """A good third of the weights on disk; the limit is the capacity that was planned for."""
+@pytest.fixture(scope="module", params=EVERY)
+def bench(request, tmp_path_factory):
+    """One checkpoint of each architecture."""
+    return Bench(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_a_plan_runs_within_its_band_and_answers_as_without_offload(bench):
+    """A good third of the weights on disk; the limit is the capacity that was planned for.
+
+    Experts are merged while they are loaded, which takes a few times a layer's (Mixtral: 194 MB
+    where the best estimate is 137 and the upper end 355): there the limit is the upper end.
+    """
     import torch
 
-    bench = Bench(tmp_path, kind)
     whole = bench.plan(host(8 * GIB))
     capacity = whole.devices[0].total_bytes - bench.spec.weight_bytes // 3
     plan = bench.plan(host(capacity), disk())
     assert plan.verdict.fits
     assert set(plan.placement.device_map.values()) == {"cpu", "disk"}
-    code, _, expected = bench.run({"": "cpu"}, name="whole")
-    assert code == 0
-    code, peak, logits = bench.run(plan.placement.device_map, limit=capacity, name="half")
-    assert code == 0, peak
-    assert torch.equal(logits, expected)
     on_host, on_disk = plan.devices
+    merged = any(".experts." in tensor.name for tensor in bench.spec.tensors)
+    most = on_host.high_bytes if merged else capacity
+    code, peak, logits = bench.run(plan.placement.device_map, limit=most, name="half")
+    assert code == 0, peak
+    assert torch.equal(logits, bench.expected())
+    print(f"{bench.spec.model_type}: {on_host.low_bytes} {peak} {on_host.high_bytes}, limit {most}")
     assert on_host.low_bytes - MIB <= peak <= on_host.high_bytes  # the interpreter was there before
-    written = sum(f.stat().st_size for f in tmp_path.glob("offload-half/*.safetensors"))
+    written = sum(f.stat().st_size for f in bench.folder.glob("offload-half/*.safetensors"))
     assert on_disk.parts.get("weights", 0) == pytest.approx(written, rel=0.01, abs=4096)
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_what_does_not_fit_by_the_plan_fails_in_earnest(tmp_path, kind):
+def test_what_does_not_fit_by_the_plan_fails_in_earnest(bench):
     """No disk, and a tenth less memory than the best estimate: the process does not survive."""
-    bench = Bench(tmp_path, kind)
     whole = bench.plan(host(8 * GIB))
     capacity = int(0.9 * (whole.devices[0].total_bytes - MIB))
     plan = bench.plan(host(capacity))
     assert not plan.verdict.fits
     code, said, _ = bench.run(plan.placement.device_map, limit=capacity, name="tight")
     assert code == -signal.SIGKILL or "memory" in said.lower()
+
+
+def test_the_loader_lets_the_host_look_tokens_up(tmp_path):
+    """A table that accelerate would copy whole is read where it lies, with the same answer."""
+    import torch
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    folder = save_tiny(tmp_path / "model", "llama")
+    spec = resolve(str(folder), exact_modules=True)
+    plan = make_plan(spec, complete({"context": 40}, spec), [host(GIB)])
+    for name, text in files(plan, spec).items():
+        (tmp_path / name).write_text(text)
+    found = importlib.util.spec_from_file_location("load", tmp_path / "load.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    model = module.load()
+    tokens = torch.arange(3, 19).reshape(1, -1)
+    expected = model(tokens).logits
+    table = model.model.embed_tokens
+    weights = {"weight": table.weight.data}
+    # As dispatch_model does it for a module on "cpu" beside a GPU.
+    add_hook_to_module(table, AlignDevicesHook("cpu", offload=True, weights_map=weights))
+    assert table.weight.device.type == "meta"
+    module.look_up_on_host(table)
+    assert table.weight.device.type == "cpu"
+    assert table._hf_hook.io_same_device
+    assert torch.equal(model(tokens).logits, expected)
+    assert table.weight.device.type == "cpu"  # nothing was dropped after the pass

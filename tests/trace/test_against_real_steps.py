@@ -70,6 +70,7 @@ CASES = {
     "mixture of experts": (MIXTRAL, {}),
     "Gemma 3": (GEMMA3, {}),
     "SGD": (LLAMA, {"optimizer": "sgd"}),
+    "optimizer in backward": (LLAMA, {"optimizer": "adamw-in-backward"}),
     "mixed precision": (LLAMA, {"dtype": "float32", "precision": "bf16-mixed"}),
 }
 
@@ -93,6 +94,21 @@ def job_of(config, **options):
     }
     target = Target(kind="cpu", padded=given["data"] == "padded")
     return Job(config=json.dumps(config), workload=Workload(**given), target=target)
+
+
+def step_in_backward(parameters):
+    """Hang an optimizer of its own on each parameter; what is left for the end is nothing."""
+    import torch
+
+    own = {p: torch.optim.AdamW([p], lr=1e-4, foreach=False) for p in parameters}
+
+    def update(parameter):
+        own[parameter].step()
+        own[parameter].zero_grad()
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(update)
+    return torch.optim.SGD([torch.zeros(1)])
 
 
 def real_peak(job):
@@ -131,7 +147,10 @@ def real_peak(job):
         model.activation_checkpointing_enable(settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    optimizer = kinds[work.optimizer](trained, lr=1e-4, foreach=False)
+    if work.optimizer in kinds:
+        optimizer = kinds[work.optimizer](trained, lr=1e-4, foreach=False)
+    else:
+        optimizer = step_in_backward(trained)
     tensors = (*model.parameters(), *model.buffers())
     base = sum(s.nbytes() for s in {t.data_ptr(): t.untyped_storage() for t in tensors}.values())
     trace = MemoryTrace(torch)
@@ -165,6 +184,21 @@ def test_the_traced_peak_of_training_is_the_real_one(name):
     job = job_of(config, **options)
     traced = record(job).recording.peak()[0]
     assert traced == pytest.approx(real_peak(job), rel=1e-4)
+
+
+def test_steps_within_backward_keep_no_gradients():
+    """The peak is lower by most of them, and the largest is all that is alive at once."""
+    from memplan.trace.run import record_job, summarise
+
+    usual, early = (
+        summarise(record_job(job_of(LLAMA, optimizer=name)), gpu=False)
+        for name in ("adamw", "adamw-in-backward")
+    )
+    assert early.optimizer_bytes == usual.optimizer_bytes
+    assert early.gradients_bytes == 2 * 2000 * 256
+    assert usual.gradients_bytes == usual.weights_bytes
+    steps = [p.peak_bytes for t in (usual, early) for p in t.phases if p.name == "step 2"]
+    assert steps[0] - steps[1] >= usual.gradients_bytes - early.gradients_bytes
 
 
 @pytest.mark.parametrize("chunk", [None, 1024])

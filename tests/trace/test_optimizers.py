@@ -37,7 +37,15 @@ def stepped(model, optimizer):
 
     model(torch.ones(2, 4, dtype=torch.long)).sum().backward()
     take_step(optimizer)
-    return sum(t.numel() * t.element_size() for t in state_tensors(optimizer))
+    return held_bytes(state_tensors(optimizer))
+
+
+def held_bytes(tensors):
+    """Return the bytes of the storages: a view keeps all of what it looks at."""
+    return sum(
+        s.nbytes()
+        for s in {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
+    )
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -62,6 +70,8 @@ def test_states_on_fakes_are_those_of_the_formula(name, target):
         ("paged-adamw", "AdamW32bit"),
         ("lion", "Lion32bit"),
         ("lion-8bit", "Lion8bit"),
+        ("ademamix", "AdEMAMix"),
+        ("ademamix-8bit", "AdEMAMix8bit"),
     ],
 )
 def test_states_are_those_of_bitsandbytes(name, kind):
@@ -83,6 +93,55 @@ def test_states_are_those_of_bitsandbytes(name, kind):
                 found[value.data_ptr()] = value.numel() * value.element_size()
     tensors = module_tensors(model)
     assert sum(found.values()) == pytest.approx(optimizer_bytes(name, tensors), abs=2048)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("torchao-adamw-8bit", "AdamW8bit"),
+        ("torchao-adamw-4bit", "AdamW4bit"),
+        ("torchao-adamw-fp8", "AdamWFp8"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_are_those_of_torchao(name, kind, dtype):
+    """What its optimizers make before their compiled step."""
+    optim = pytest.importorskip("torchao.optim")
+    import torch
+
+    model = small().to(getattr(torch, dtype))
+    optimizer = getattr(optim, kind)(model.parameters())
+    found = 0
+    for parameter in model.parameters():
+        for signed in (True, False):
+            made = optimizer._new_buffer(parameter, signed)
+            names = getattr(made, "tensor_attrs", None)
+            parts = [getattr(made, x) for x in names] if names else [made]
+            found += sum(t.numel() * t.element_size() for t in parts)
+        found += 4
+    assert found == optimizer_bytes(name, module_tensors(model))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [16, 512])
+def test_states_are_those_of_galore(dtype, rank):
+    """One real step: in float32 the projection keeps the whole decomposition alive."""
+    galore = pytest.importorskip("galore_torch")
+    import torch
+
+    model = small().to(getattr(torch, dtype))
+    low = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    rest = [p for p in model.parameters() if all(p is not q for q in low)]
+    group = {"params": low, "rank": rank, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
+    optimizer = galore.GaLoreAdamW([{"params": rest}, group], no_deprecation_warning=True)
+    model(torch.ones(2, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    tensors = []
+    for state in optimizer.state.values():
+        tensors += [state["exp_avg"], state["exp_avg_sq"]]
+        if "projector" in state:
+            tensors.append(state["projector"].ortho_matrix)
+    assert held_bytes(tensors) == optimizer_bytes(f"galore-r{rank}", module_tensors(model))
 
 
 @pytest.mark.parametrize("name", ["adamw-for-loop", "adamw-foreach", "adamw-fused", "muon", "sgd"])

@@ -1,0 +1,383 @@
+"""Floods, reuse, endurance: what a daemon meets that nobody planned. `make faults` runs all."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from memplan_daemon.clock import SystemClock
+from memplan_daemon.collectors.base import Reading, Watch
+from memplan_daemon.collectors.cgroup import CgroupCollector
+from memplan_daemon.collectors.host import HostCollector
+from memplan_daemon.collectors.process import ProcessCollector
+from memplan_daemon.lifecycle import daemon_status
+from memplan_daemon.proc import ProcFolder, raise_descriptor_limit
+from memplan_daemon.sampler import Sampler
+from memplan_daemon.tree import Group, ProcessTable, Tree
+
+from memplan.errors import DaemonError
+from memplan.store.remote import DaemonClient, encode_frame, socket_path
+from memplan.testing import ManualClock
+
+
+def tracked(proc, *pids):
+    group = Group(proc)
+    group.wanted = set(pids)
+    group.update(ProcessTable(proc, ManualClock()))
+    return group
+
+
+def test_two_processes_of_one_number_in_one_tick_are_two_identities():
+    """The number is forced to be used again at once; nothing of the second is the first's."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    if not os.access(last, os.W_OK):
+        pytest.skip("ns_last_pid cannot be written here")
+    for _ in range(200):
+        first = subprocess.Popen(["sleep", "60"])
+        group = tracked(ProcFolder(), first.pid)
+        held = group.members[first.pid]
+        first.kill()
+        first.wait()
+        last.write_text(str(first.pid - 1))
+        second = subprocess.Popen(["sleep", "60"])
+        try:
+            if second.pid != first.pid:
+                continue
+            assert held.status() is None
+            assert held.stat() is None
+            group.update(ProcessTable(ProcFolder(), ManualClock()))
+            other = group.members[second.pid]
+            assert other.label == f"{second.pid}#2"
+            assert other.identity != held.identity or other.identity.inode is None
+            return
+        finally:
+            second.kill()
+            second.wait()
+            group.close()
+    pytest.skip("other processes took the number each time")
+
+
+def test_processes_that_come_and_go_cause_no_error_and_no_leak(writer, until):
+    """Some hundred of them within seconds, watched as one tree."""
+    clock = SystemClock()
+    sampler = Sampler(
+        clock=clock, collectors=[ProcessCollector(clock)], writer=writer, interval_s=0.01
+    )
+    code = "import subprocess\nfor _ in range(150): subprocess.run(['true'])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    sampler.watch(parent.pid, "r-1")
+    while parent.poll() is None:
+        sampler.tick()
+    until(lambda: sampler.tick() or sampler.watched == {})  # a listing may be some ticks away
+    assert not sampler._failing
+    entities = {s.series.entity for s in writer.samples}
+    assert f"process:{parent.pid}" in entities
+    sampler.close()
+
+
+def test_status_is_read_of_processes_whose_memory_map_is_not_ours(tmp_path):
+    """As user nobody: RSS by kind and the mark are there, PSS is a gap with its reason."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    code = (
+        "import os, json, sys\n"
+        "from memplan_daemon.collectors.base import Watch\n"
+        "from memplan_daemon.collectors.process import ProcessCollector\n"
+        "from memplan_daemon.proc import ProcFolder\n"
+        "from memplan_daemon.clock import SystemClock\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "pid = int(sys.argv[1]); held = ProcFolder().open(pid)\n"
+        "watch = Watch(run_id='r', pid=pid, members={pid: held})\n"
+        "found = list(ProcessCollector(SystemClock()).collect(watch))\n"
+        "print(json.dumps({i.metric: getattr(i, 'state', '') for i in found}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(os.getpid())], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["rss_anon_bytes"] == found["hwm_bytes"] == ""
+    assert found["pss_bytes"] == "no-permission"
+    assert "uss_bytes" not in found
+
+
+def test_without_descriptors_it_samples_on(proc, writer):
+    """At the limit of open files processes are read by path; nothing is raised."""
+    for pid in range(100, 160):
+        proc.add(pid, rss=1)
+    clock = ManualClock()
+    sampler = Sampler(
+        clock=clock,
+        collectors=[ProcessCollector(clock)],
+        writer=writer,
+        interval_s=1.0,
+        proc=proc.folder,
+    )
+    group = Group(proc.folder)
+    group.wanted = set(range(100, 160))
+    sampler.watch_group("r-1", group)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+    try:
+        for _ in range(3):
+            sampler.tick()
+            clock.advance(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert writer.values("tree", "processes_count")[-1] > 10
+    assert raise_descriptor_limit() >= soft
+    sampler.close()
+
+
+def test_a_clock_that_jumps_makes_neither_gaps_nor_negative_rates(writer, proc):
+    """Back an hour, on a day, slewed: cadence and pace follow the other clock."""
+    clock = ManualClock()
+    proc.write("meminfo", "MemTotal: 10 kB\nMemAvailable: 5 kB\n")
+    sampler = Sampler(
+        clock=clock,
+        collectors=[HostCollector(proc.folder, Path("/dev/null"))],
+        writer=writer,
+        interval_s=1.0,
+        host_interval_s=1.0,
+        proc=proc.folder,
+    )
+    for jump in (0, -3600, 86400, 0.001, -0.001, 0):
+        clock.jump_wall(jump)
+        sampler.tick()
+        clock.advance(1)
+    assert len(writer.values("host", "used_bytes")) == 6
+    assert sampler.counts.late_ticks == 0
+    assert sampler.counts.lateness_ns == 0
+
+
+@pytest.mark.faults
+def test_an_hour_of_ticks_leaves_descriptors_and_memory_flat(writer, tmp_path):
+    """3,600 of them: a real /proc, and processes that are replaced all the time."""
+    clock = ManualClock()
+    proc = ProcFolder()
+    collectors = [HostCollector(proc), ProcessCollector(clock), CgroupCollector(proc)]
+    sampler = Sampler(
+        clock=clock,
+        collectors=collectors,
+        writer=writer,
+        interval_s=1.0,
+        host_interval_s=1.0,
+        proc=proc,
+    )
+    group = Group(proc)
+    sampler.watch_group("r-1", group)
+    children = [subprocess.Popen(["sleep", "600"]) for _ in range(10)]
+    sizes = []
+    try:
+        for tick in range(3600):
+            if tick % 10 == 0:
+                old = children.pop(0)
+                old.kill()
+                old.wait()
+                children.append(subprocess.Popen(["sleep", "600"]))
+            group.wanted = {child.pid for child in children}
+            sampler.tick()
+            writer.batches.clear()
+            clock.advance(1)
+            if tick in (600, 3599):
+                gc.collect()
+                sizes.append((len(list(Path("/proc/self/fd").iterdir())), rss()))
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        sampler.close()
+    (files, memory), (files_after, memory_after) = sizes
+    assert files_after <= files + 2
+    assert memory_after <= memory + 2 * 2**20
+    assert not sampler._failing
+
+
+def rss():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+@pytest.mark.faults
+def test_ten_thousand_processes_and_sixty_four_gpus_fit_into_bounds(proc, writer, nvml):
+    """A listing of all, sixty-four in series, and one answer of the probe for all GPUs."""
+    from memplan_daemon.collectors.gpu import GpuCollector
+
+    from memplan.testing import FakeGpu
+
+    for pid in range(100, 10_100):
+        proc.add(pid, rss=pid, name="crowd")
+    nvml.gpus = [FakeGpu(uuid=f"GPU-{i}", compute={100 + i: 5}) for i in range(64)]
+    nvml.write()
+    clock = ManualClock()
+    gpus = GpuCollector(SystemClock(), problem=lambda: "", wait_s=20.0)
+    sampler = Sampler(
+        clock=clock,
+        collectors=[ProcessCollector(clock), gpus],
+        writer=writer,
+        interval_s=1.0,
+        host_interval_s=1.0,
+        proc=proc.folder,
+    )
+    table = ProcessTable(proc.folder, clock)
+    begin = time.process_time()
+    table.refresh()
+    assert len(table.stats) == 10_000
+    assert time.process_time() - begin < 3.0, "0.15 s on an idle machine"
+    group = Group(proc.folder)
+    group.wanted = set(range(100, 1100))
+    sampler.watch_group("r-1", group)
+    sampler.tick()
+    own = {s.series.entity for s in writer.samples if s.series.entity.count("/") == 0}
+    assert len([entity for entity in own if entity.startswith("process:")]) == 64
+    assert writer.values("tree", "processes_count") == [1000]
+    assert len({e for e in own if e.startswith("gpu:")}) == 64
+    gpus.close()
+    sampler.close()
+
+
+@pytest.fixture
+def flooded(daemons, home, until):
+    database = str(home / "memplan.db")
+    process = daemons("--interval", "0.1")
+    until(lambda: daemon_status(database).running)
+    return process, database
+
+
+@pytest.mark.faults
+def test_a_flood_at_the_socket_is_held_off(flooded, until):
+    """Ten thousand connections, slow ones, giant announcements, noise: limits hold, it answers."""
+    process, database = flooded
+    path = str(socket_path(database))
+    before = memory(process.pid)
+    noise = random.Random(3)
+    held = []
+    for number in range(10_000):
+        one = socket.socket(socket.AF_UNIX)
+        one.settimeout(5)
+        try:
+            one.connect(path)
+            kind = number % 4
+            if kind == 0:
+                one.sendall(struct.pack(">I", 2**30))
+            elif kind == 1:
+                one.sendall(noise.randbytes(200))
+            elif kind == 2:
+                one.sendall(encode_frame({"op": "ping"})[:-1])
+        except OSError:
+            pass
+        if number % 20 == 0 and len(held) < 400:
+            held.append(one)
+        else:
+            one.close()
+    for one in held:
+        one.close()
+    until(lambda: daemon_status(database).running)
+    assert process.poll() is None
+    assert memory(process.pid) < before + 64 * 2**20
+    ticks = daemon_status(database).samples_written
+    until(lambda: daemon_status(database).samples_written > ticks)
+
+
+def memory(pid):
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+
+
+@pytest.mark.faults
+def test_an_agent_survives_a_daemon_that_stalls_for_thirty_seconds(flooded, tmp_path):
+    """Steps of a millisecond go on; none waits for the daemon."""
+    process, database = flooded
+    program = (
+        "import time; from memplan import measure; measure.attach(0.01)\n"
+        "worst, end = 0.0, time.monotonic() + 31\n"
+        "while time.monotonic() < end:\n"
+        "    begin = time.thread_time()\n"
+        "    with measure.track('step'): measure.workload(step=1)\n"
+        "    worst = max(worst, time.thread_time() - begin)\n"
+        "    time.sleep(0.01)\n"
+        "print(worst)"
+    )
+    environment = {**os.environ, "MEMPLAN_SOCKET": str(socket_path(database))}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1)
+    process.send_signal(19)
+    time.sleep(30)
+    process.send_signal(18)
+    text, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert float(text) < 0.1, "1 ms on an idle machine"
+
+
+@pytest.mark.faults
+def test_a_big_process_is_not_stalled(until):
+    """1 GiB: its PSS is read within the budget, and above the bound not at all."""
+    code = "b = bytearray(b'x') * 2**30; print(1, flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    child.stdout.readline()
+    member = ProcFolder().open(child.pid)
+    asked = []
+    real = member.read
+
+    class Counting:
+        def __init__(self):
+            self.pid, self.label, self.uid = member.pid, member.label, 0
+
+        def read(self, name):
+            asked.append(name)
+            return real(name)
+
+        def status(self):
+            return member.status()
+
+    collector = ProcessCollector(SystemClock(), 0.05)
+    begin = time.monotonic()
+    tick = 0
+    while time.monotonic() - begin < 5:
+        tick += 1
+        watch = Watch(run_id="r", pid=child.pid, members={child.pid: Counting()}, tick=tick)
+        found = [item for item in collector.collect(watch) if isinstance(item, Reading)]
+        assert found
+        time.sleep(0.02)
+    child.communicate(b"\n")
+    member.close()
+    reads = asked.count("smaps_rollup")
+    assert reads <= 1 + 0.085 / 0.010, "60 ms saved up and 5 ms a second, 15 ms each"
+
+
+def test_a_tree_that_is_joined_twice_is_counted_once(proc):
+    """Two ranks of one job, one of them the other's child."""
+    proc.add(10, rss=1)
+    proc.add(11, 10, rss=1)
+    tree = Tree(10, proc.folder)
+    table = ProcessTable(proc.folder, ManualClock())
+    table.refresh()
+    tree.update(table)
+    tree.join(11)
+    tree.join(11)
+    assert sorted(tree.members) == [10, 11]
+    assert tree.members[11].label == "11"
+    tree.close()
+
+
+def test_a_daemon_that_is_not_there_is_said_at_once(tmp_path):
+    """A symlink where the socket should be leads nowhere."""
+    (tmp_path / "m.sock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DaemonError), DaemonClient(tmp_path / "m.sock") as client:
+        client.status()
+    assert threading.active_count() >= 1
