@@ -37,16 +37,16 @@ class Page(Screen[None]):
     DEFAULT_CSS = """
     Page { background: $background; color: $foreground; layout: vertical; }
     Page > #status { height: 1; }
-    Page > #body { height: 1fr; margin: 0 1; }
-    Page > #keys { height: 1; margin: 0 1; }
+    Page > #body { height: 1fr; }
+    Page > #keys { height: 1; }
     """
 
     def compose(self) -> ComposeResult:
         """Lay out."""
         unicode = self.memplan.unicode
         yield Canvas(unicode=unicode, id="status", base="status")
-        yield Canvas(unicode=unicode, id="body")
-        yield Canvas(unicode=unicode, id="keys")
+        yield Canvas(unicode=unicode, id="body", inset=1)
+        yield Canvas(unicode=unicode, id="keys", inset=1)
 
     @property
     def memplan(self) -> MemplanApp:
