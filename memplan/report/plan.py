@@ -145,9 +145,10 @@ def _streaming(plan: Plan, unit: str) -> list[str]:
 
 def _speed(speed: Range) -> str:
     assert speed.value is not None
-    assert speed.low is not None
-    assert speed.high is not None
-    return f"{_rate(speed.value)} tokens/s ({_rate(speed.low)} .. {_rate(speed.high)})"
+    text = f"{_rate(speed.value)} tokens/s"
+    if speed.low is None or speed.high is None:
+        return text
+    return f"{text} ({_rate(speed.low)} .. {_rate(speed.high)})"
 
 
 def _rate(value: float) -> str:
