@@ -164,9 +164,9 @@ def _homes(
 def _placed(homes: Sequence[str | None], gpus: Sequence[str]) -> list[str]:
     """Return -ngl and, over several GPUs, -ts: layers are counted, the output as one."""
     counts = [homes.count(gpu) for gpu in gpus]
-    placed = sum(counts)
-    words = ["-ngl", str(placed)]
-    if len(gpus) > 1 and placed:
+    total = sum(home is not None for home in homes)
+    words = ["-ngl", str(total)]
+    if len(gpus) > 1 and total:
         words += ["-ts", ",".join(str(count) for count in counts)]
     return words
 

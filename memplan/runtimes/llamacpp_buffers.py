@@ -68,6 +68,8 @@ def buffer_line(spec: ModelSpec, workload: Workload, share: Share) -> Line:
     highest = max(logits, inner, attention)
     size = max(highest, inner + copied if copied else 0) + beside
     top = max(logits, attention + cached, inner + copied + cached)
+    if share.hosted and logits:
+        top = max(top, logits + _inputs(spec, workload))  # masks that wait for the host's part
     if copied and not experts:
         top = max(top, highest + copied)
     elif copied and share.gaps:
