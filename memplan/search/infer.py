@@ -142,6 +142,8 @@ def _engines(asked: Plan, given: frozenset[str], facts: Facts) -> Sequence[str]:
 def _formats(engine: str, asked: Plan, given: frozenset[str], facts: Facts) -> Sequence[str]:
     own = asked.workload.quant
     if "quant" in given or asked.model.weight_format not in PLAIN:
+        if engine == "llama.cpp" and engine != asked.workload.runtime and "quant" not in given:
+            return _WEIGHTS[engine][1:] if asked.model.weight_format.startswith("fp8") else ()
         same = engine == asked.workload.runtime or engine in ("transformers", "vllm")
         return (own,) if same else ()
     names = _WEIGHTS[engine]

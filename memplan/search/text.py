@@ -87,7 +87,7 @@ def _infer(one: Alternative, unit: str) -> list[str]:
         work.quant if work.quant != "none" else one.plan.model.weight_format,
         f"{one.bits_per_weight:.1f}",
         work.kv_dtype or "n/a",
-        str(work.gpus),
+        _gpus(one),
         *_sizes(one, unit),
         _speed(one),
         _limit(one, "context"),
@@ -104,12 +104,17 @@ def _train(one: Alternative, unit: str) -> list[str]:
         method,
         str(work.optimizer),
         str(work.checkpointing),
-        str(work.gpus),
+        _gpus(one),
         *_sizes(one, unit),
         one.basis,
         _limit(one, "batch"),
         _limit(one, "seq"),
     ]
+
+
+def _gpus(one: Alternative) -> str:
+    """Return how many GPUs compute, "host" for none."""
+    return str(one.plan.workload.gpus) if one.plan.devices[0].kind == "gpu" else "host"
 
 
 def _sizes(one: Alternative, unit: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from factories import make_plan
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.errors import UsageError
@@ -14,6 +14,7 @@ from memplan.search.ask import Grow, Question, answer, largest
 from memplan.types import Verdict
 
 
+@settings(deadline=None)
 @given(
     limit=st.integers(0, 5000),
     slope=st.integers(1, 10**6),
@@ -50,6 +51,7 @@ def test_a_straight_line_needs_few_looks():
     assert len(asked) <= 5
 
 
+@settings(deadline=None)
 @given(limit=st.integers(1, 5000), probes=st.integers(1, 6))
 def test_few_probes_find_something_that_fits(limit, probes):
     """Where each look takes seconds the answer may be smaller, never larger."""
