@@ -105,15 +105,18 @@ def fill(database: Path, samples: int) -> float:
 
 
 def feed(database: Path, stop: threading.Event) -> None:
-    """Write a run with 8 GPUs and the machine, once a second, until told to stop."""
-    known = series()
+    """Write a run with 8 GPUs and the machine, once a second, until told to stop.
+
+    The run began a quarter of an hour ago, so that the dashboard's ten minutes are full.
+    """
+    known, begin = series(), time.time_ns() - 900 * NS
     run = Run(
         id="r-bench",
         plan_id=None,
         command=("python", "train.py"),
         host="bench",
         pid=1,
-        started_ns=time.time_ns(),
+        started_ns=begin,
     )
     own = [Series(run_id=run.id, entity="tree", metric="rss_bytes")]
     own += [
@@ -124,6 +127,13 @@ def feed(database: Path, stop: threading.Event) -> None:
     ]
     with LocalWriter(database) as writer:
         writer.save_run(run)
+        writer.write_samples(
+            [
+                Sample(series=s, t_ns=begin + i * NS, value=(500 + i % 90) * MIB)
+                for i in range(900)
+                for s in own
+            ]
+        )
         tick = 0
         while not stop.wait(1.0):
             now, tick = time.time_ns(), tick + 1

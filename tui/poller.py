@@ -77,6 +77,7 @@ class Poller:
         self._reader: Reader | None = None
         self._lock = threading.Lock()
         self._last: Snapshot | None = None
+        self._file: tuple[int, int] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -105,12 +106,25 @@ class Poller:
         """
         with self._lock:
             try:
+                self._check_file()
                 if self._reader is None:
                     self._reader = self._open_reader(self._database)
                 self._last = self._read(self._reader, self._now_ns(), request)
             except (MemplanError, OSError) as error:
                 return self._failed(error)
             return self._last
+
+    def _check_file(self) -> None:
+        """Let go of a file that was taken away or replaced: an open one would go on answering."""
+        path = Path(self._database)
+        if self._reader is None or "://" in str(self._database):
+            return
+        if not path.exists():
+            raise StoreMissingError(f"there is no database at {path} any more")
+        found = path.stat()
+        if self._file not in {None, (found.st_dev, found.st_ino)}:
+            self._close()
+        self._file = (found.st_dev, found.st_ino)
 
     def _failed(self, error: MemplanError | OSError) -> Snapshot:
         states: dict[type[Exception], State] = {
