@@ -303,9 +303,9 @@ import threading
 thread = next(t for t in threading.enumerate() if t.name == "memplan-agent").native_id
 def used():
     return int(open(f"/proc/self/task/{thread}/schedstat").read().split()[0]) / 1e9
-before, begin = used(), time.process_time()
+before, begin = used(), time.monotonic()
 step = steps(8)
-share = (used() - before) / (time.process_time() - begin)
+share = (used() - before) / (time.monotonic() - begin)  # of a core, had the step one to itself
 from memplan.measure.allocator import Allocators
 reader = Allocators(); reader.read()
 begin = time.process_time()
@@ -315,7 +315,7 @@ print(step, share, (time.process_time() - begin) / 2000)
 
 
 def agent(environment: dict[str, str], folder: Path) -> None:
-    """Measure the agent's share of a training's CPU time, with a daemon that listens."""
+    """Measure the share of a core that the agent takes beside a training; a daemon listens."""
     environment = {**environment, "MEMPLAN_DATABASE": str(folder / "agent.db")}
     command = [sys.executable, "-m", "memplan", "daemon", "run", "--interval", "1"]
     with running(command, environment, 6):

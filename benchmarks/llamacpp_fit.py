@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from llamacpp_oracle import FIT_PARAMS
-from llamacpp_pairs import PAIRS, judge
+from llamacpp_pairs import PAIRS, Judged, judge
 
 HEAD = (
     "pair",
@@ -32,7 +32,7 @@ HEAD = (
 )
 
 
-def row(found):
+def row(found: Judged) -> tuple[str, ...]:
     """Return one line of the table as cells."""
     ours, fit = (sum(map(sum, rows)) for rows in (found.ours, found.fit))
     over = any(size < 0 for size in found.unused)

@@ -58,11 +58,14 @@ def run_daemon(database: str, read: Callable[[], DaemonSettings]) -> None:
     Raises StoreLockedError when another process writes to it, other StoreErrors when it cannot
     be used, DaemonError when a socket cannot be made, and UsageError for a bad setting.
     """
+    from memplan.store.engine import sqlite_problem
     from memplan.store.open import local_writer
 
     settings = read()
     raise_descriptor_limit()
     with _logging(), local_writer(database) as writer:
+        if problem := sqlite_problem():
+            _log.warning("%s", problem)
         daemon = _Daemon(database, writer, settings, read)
         try:
             daemon.run()

@@ -154,7 +154,8 @@ def draw(
     lines = []
     for i, (name, role) in enumerate(names):
         left: Row = [(labels[i], "axis"), *cells.row(i)]
-        lines.append(_joined([*left, (_right(name, gutter), role)]))
+        right: Row = [(_right(name, gutter), role)] if gutter else []
+        lines.append([*_joined(left), *right])
     return [*lines, _floor(axis, inner, gutter, style)] if floor else lines
 
 

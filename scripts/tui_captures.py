@@ -166,7 +166,8 @@ def _walk(
 
 
 def _curve(text: str) -> str:
-    return "".join(re.findall(r"[\u2801-\u28ff]", text))
+    """Return the curve and the times under it."""
+    return "".join(re.findall(r"[\u2801-\u28ff]|\d\d:\d\d:\d\d", text))
 
 
 def stage(folder: Path) -> tuple[str, list[subprocess.Popen[bytes]]]:

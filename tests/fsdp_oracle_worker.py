@@ -3,9 +3,10 @@
     python fsdp_oracle_worker.py RANKS CONFIG.json [MODULE ...]
 
 Builds the model on fake tensors, its collectives do nothing ("fake" process group). Decoder layers,
-the named modules and the root become FSDP modules. Prints JSON: bytes of weights, gradients and
-optimizer states that the rank keeps, and the highest sum of gathered weights, full gradients and
-collectives' buffers (see parallel_worker.tracked for what is summed, and why there are two passes).
+the named modules and the root become FSDP modules. Prints JSON: bytes of weights and optimizer
+states that the rank keeps, and of all else at the peak: gathered weights, full gradients,
+collectives' buffers, and four tokens' activations. The tracker takes some buffers for activations,
+so its kinds are not told apart.
 """
 
 from __future__ import annotations
@@ -40,19 +41,15 @@ def tracked(ranks, config, modules):
         tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs((tokens,))
         with tracker:
-            for _ in range(2):
-                model(input_ids=tokens, labels=tokens).loss.backward()
-                model.zero_grad()
-                tracker.reset_mod_stats()
+            model(input_ids=tokens, labels=tokens).loss.backward()
         snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     sizes = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
-    names = ("UNSHARDED_PARAM", "UNSHARDED_GRAD", "ALL_GATHER", "REDUCE_SCATTER", "TEMP")
+    kept = ("SHARDED_PARAM", "SHARDED_GRAD", "OPT", "BUFFER", "INP")
     dist.destroy_process_group()
     return {
         "weights": sizes["SHARDED_PARAM"],
         "optimizer": sizes["OPT"],
-        "gathered": sum(sizes[name] for name in names),
-        "all": sizes,
+        "gathered": sizes["Total"] - sum(sizes[name] for name in kept),
     }
 
 

@@ -13,9 +13,9 @@ from strategies import instances
 
 from memplan.errors import SchemaError
 from memplan.serialize import dumps, load_file, loads, to_dict
-from memplan.types import Comparison, Footprint, FrozenMap, ModelSpec, Phase, Plan, Run
+from memplan.types import Comparison, Event, Footprint, FrozenMap, ModelSpec, Phase, Plan, Run
 
-CORE = (ModelSpec, Footprint, Plan, Run, Phase, Comparison)
+CORE = (ModelSpec, Footprint, Plan, Run, Phase, Event, Comparison)
 
 
 @given(st.data())

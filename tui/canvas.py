@@ -35,17 +35,27 @@ class Canvas(Widget):
             super().__init__()
             self.step = step
 
-    def __init__(self, *, unicode: bool, id: str | None = None, base: str = "") -> None:  # noqa: A002
+    def __init__(
+        self,
+        *,
+        unicode: bool,
+        id: str | None = None,  # noqa: A002
+        base: str = "",
+        inset: int = 0,
+    ) -> None:
         """Begin empty.
 
         Args:
             unicode: False = ASCII alone.
             id: the widget's id.
             base: role of the background.
+            inset: blanks before each line. A margin would have the library's own background,
+                which is none of the terminal's.
         """
         super().__init__(id=id)
         self._unicode = unicode
         self._base = base
+        self._inset = " " * inset
         self._lines: list[Line] = []
         self._styles: dict[str, Style] = {}
         self._ground = Style()
@@ -53,7 +63,7 @@ class Canvas(Widget):
 
     def show(self, lines: Sequence[Line]) -> None:
         """Show lines; those that are as before are not painted again."""
-        new = [fitted(line, self.size.width) for line in lines]
+        new = [fitted([(self._inset, ""), *line], self.size.width) for line in lines]
         old, self._lines = self._lines, new
         if self.app.theme != self._theme or len(old) != len(new):
             self.refresh()

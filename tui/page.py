@@ -37,16 +37,16 @@ class Page(Screen[None]):
     DEFAULT_CSS = """
     Page { background: $background; color: $foreground; layout: vertical; }
     Page > #status { height: 1; }
-    Page > #body { height: 1fr; margin: 0 1; }
-    Page > #keys { height: 1; margin: 0 1; }
+    Page > #body { height: 1fr; }
+    Page > #keys { height: 1; }
     """
 
     def compose(self) -> ComposeResult:
         """Lay out."""
         unicode = self.memplan.unicode
         yield Canvas(unicode=unicode, id="status", base="status")
-        yield Canvas(unicode=unicode, id="body")
-        yield Canvas(unicode=unicode, id="keys")
+        yield Canvas(unicode=unicode, id="body", inset=1)
+        yield Canvas(unicode=unicode, id="keys", inset=1)
 
     @property
     def memplan(self) -> MemplanApp:
@@ -56,6 +56,10 @@ class Page(Screen[None]):
     def body(self, snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line]:
         """Return what stands between status line and keys."""
         raise NotImplementedError
+
+    def about(self, snapshot: Snapshot) -> str:
+        """Return what the status line names."""
+        return headline(snapshot.detail)
 
     def on_mount(self) -> None:
         """Show what is known already."""
@@ -95,7 +99,7 @@ class Page(Screen[None]):
 
     def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
         known = snapshot.state == "ok" or snapshot.kept
-        about = headline(snapshot.detail) if known else ""
+        about = self.about(snapshot) if known else ""
         left: Line = [(f" memplan  {tr(self.TITLE_WORD)}   {about}", "")]
         words, role = look.clock
         return ends(left, [(f"{words} ", role)], width)

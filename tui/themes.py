@@ -102,7 +102,12 @@ colours."""
 
 
 def choose(setting: str, environ: Mapping[str, str]) -> str:
-    """Return the theme: the setting; with "auto" the terminal's colours where it has only few."""
+    """Return the theme: the setting; with "auto" the terminal's colours where it has only few.
+
+    Without colour it is always the terminal's: the others would turn into shades of grey.
+    """
+    if environ.get("NO_COLOR"):
+        return TERMINAL
     if setting not in {"", "auto"}:
         return setting
     rich_colours = environ.get("COLORTERM", "").lower() in {"truecolor", "24bit"}

@@ -39,7 +39,9 @@ def check(*, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({**asdict(found), "rows": dict(found.rows)}, indent=2))
         return EXIT_FINDING if found.problems else 0
-    click.echo(f"database  {_database()} ({format_bytes(found.bytes)}), schema {found.schema}")
+    click.echo(
+        f"database  {_database()} ({format_bytes(found.bytes, 'MiB')}), schema {found.schema}"
+    )
     click.echo("rows      " + ", ".join(f"{n} {table}" for table, n in found.rows if n))
     for problem in found.problems:
         click.echo(f"problem   {problem}")
@@ -76,7 +78,7 @@ def backup(*, file: Path) -> None:
     from memplan.store.upkeep import backup as copy
     from memplan.units import format_bytes
 
-    click.echo(f"{file}: {format_bytes(copy(_database(), file))}")
+    click.echo(f"{file}: {format_bytes(copy(_database(), file), 'MiB')}")
 
 
 @db.command("migrate")
@@ -107,7 +109,7 @@ def compact() -> None:
     from memplan.units import format_bytes
 
     before, after = pack(_database())
-    click.echo(f"{format_bytes(before)} before, {format_bytes(after)} after")
+    click.echo(f"{format_bytes(before, 'MiB')} before, {format_bytes(after, 'MiB')} after")
 
 
 @db.command("ship")

@@ -131,17 +131,12 @@ def _database() -> Iterator[Check]:
 
     from memplan import config
     from memplan.errors import StoreError, StoreMissingError
-    from memplan.store.engine import sqlite_affected
+    from memplan.store.engine import sqlite_problem
     from memplan.store.reader import StoreReader
 
     place = config.setting("database")
-    if sqlite_affected(sqlite3.sqlite_version):
-        yield Check(
-            name="sqlite",
-            state="note",
-            detail=f"{sqlite3.sqlite_version} has the WAL-reset bug; memplan's single writer "
-            "keeps clear of it, so let no other program write to the database",
-        )
+    if problem := sqlite_problem():
+        yield Check(name="sqlite", state="note", detail=problem)
     else:
         yield Check(name="sqlite", state="ok", detail=sqlite3.sqlite_version)
     try:

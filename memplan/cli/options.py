@@ -227,7 +227,7 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--estimator",
         type=click.Choice(["formula", "trace"]),
         help="Closed form, or the model's own code on tensors without memory (seconds). Default: "
-        "trace for train, formula for infer.",
+        "trace for train; for infer a kept trace of this prompt, else the formula.",
     ),
     click.option(
         "--trust-remote-code",

@@ -43,4 +43,6 @@ def record(*, file: Path, run_key: str | None, last: str | None) -> None:
     if last is not None:
         since_ns = time.time_ns() - round(seconds(last) * 1e9)
     done = write(database, file, run_id=run_id, since_ns=since_ns)
-    click.echo(f"{file}: {done.runs} runs, {done.samples} samples, {format_bytes(done.bytes)}")
+    click.echo(
+        f"{file}: {done.runs} runs, {done.samples} samples, {format_bytes(done.bytes, 'MiB')}"
+    )

@@ -67,6 +67,9 @@ def _rows(words: Sequence[str]) -> list[list[str]]:
 def arguments(plan: Plan, spec: ModelSpec) -> list[str]:
     """Return the arguments of llama-server, llama-completion and llama-fit-params.
 
+    The file is read, not mapped (-lm none): a mapped one is resident as a whole while it is loaded,
+    and llama.cpp itself advises against it where overrides keep weights in host memory.
+
     Args:
         plan: for --runtime llama.cpp, of a GGUF file.
         spec: the file, read again.
@@ -84,7 +87,14 @@ def arguments(plan: Plan, spec: ModelSpec) -> list[str]:
     words = ["-m", path, "-c", str(cells), "-np", str(work.batch)]
     words += ["-b", str(max(_BATCH, micro)), "-ub", str(micro)]
     words += ["-ctk", kind, "-ctv", kind, "-fa", "off" if work.attention == "eager" else "on"]
-    words += ["-fit", "off", *_placed(homes, gpus), *_overrides(left, _experts(spec))]
+    words += [
+        "-lm",
+        "none",
+        "-fit",
+        "off",
+        *_placed(homes, gpus),
+        *_overrides(left, _experts(spec)),
+    ]
     copies = plan.placement.settings.get("op_offload", 1)
     return words if copies else [*words, "--no-op-offload"]
 

@@ -290,7 +290,8 @@ def main():
     for number in range(args.steps):
         if number and not PLAN["strategy"].startswith("zero"):
             chosen.zero_grad()
-        high = model.config.get_text_config().vocab_size if hasattr(model, "config") else 100
+        config = getattr(model, "module", model).config
+        high = config.get_text_config().vocab_size
         tokens = torch.randint(0, high, shape, device=device())
         loss = step(model, chosen, tokens)
         rank = os.environ.get("RANK", 0)

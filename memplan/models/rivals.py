@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from memplan.errors import MissingDependencyError, UnsupportedModelError
@@ -11,6 +14,20 @@ from memplan.models.meta import build_model
 from memplan.types import ModelSpec
 
 __all__ = ["accelerate_map"]
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Drop what accelerate says about GPUs that are planned for and not here."""
+    logger = logging.getLogger("accelerate.utils.modeling")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def accelerate_map(spec: ModelSpec, room: Mapping[str, int]) -> dict[str, str]:
@@ -41,11 +58,12 @@ def accelerate_map(spec: ModelSpec, room: Mapping[str, int]) -> dict[str, str]:
         int(name.removeprefix("cuda:")) if name != "cpu" else name: max(size, 0)
         for name, size in room.items()
     }
-    found = infer_auto_device_map(
-        model,
-        max_memory=sizes,
-        no_split_module_classes=list(model._no_split_modules or ()),  # noqa: SLF001
-    )
+    with _silenced():
+        found = infer_auto_device_map(
+            model,
+            max_memory=sizes,
+            no_split_module_classes=list(model._no_split_modules or ()),  # noqa: SLF001
+        )
     return {
         module: place if place in ("cpu", "disk") else f"cuda:{place}"
         for module, place in found.items()

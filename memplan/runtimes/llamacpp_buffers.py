@@ -54,8 +54,8 @@ def buffer_line(spec: ModelSpec, workload: Workload, share: Share) -> Line:
     more copies of the masks and up to 8·T·h for the hidden states that wait. Where large batches
     of what the host has are computed here (--op-offload), a copy of the largest weight beside the
     feed-forward part, and of a layer's cache. The upper end is what gaps between tensors cost: with
-    several GPUs and with recurrent layers (Qwen3-Next) two copies of experts, or one beside the
-    highest moment, were seen.
+    several GPUs and with recurrent layers (Qwen3-Next) two copies of experts, and with a dense
+    model one beside the highest moment, were seen.
     """
     inner = max((_inner(spec, workload, layer) for layer in share.layers), default=0)
     attention = max((_attention(spec, workload, layer) for layer in share.layers), default=0)
@@ -68,7 +68,9 @@ def buffer_line(spec: ModelSpec, workload: Workload, share: Share) -> Line:
     highest = max(logits, inner, attention)
     size = max(highest, inner + copied if copied else 0) + beside
     top = max(logits, attention + cached, inner + copied + cached)
-    if copied and experts and share.gaps:
+    if copied and not experts:
+        top = max(top, highest + copied)
+    elif copied and share.gaps:
         top = max(highest + copied, inner + 2 * copied) + cached
     slack = _wide(workload, (2 + (experts if share.hosted else 0)) * spec.hidden)
     copies = ", with room for a weight copied for prompts" if copied else ""

@@ -211,7 +211,9 @@ class WriterConnection:
 
         Not at every write: somebody else may be filling the disk as fast as we empty it.
         """
-        freed = self._ballast is not None and self._ballast.let_go()
+        if self._ballast is None:  # PostgreSQL's disk is its operator's
+            return False
+        freed = self._ballast.let_go()
         now = time.monotonic()
         if self._room_s is not None and now - self._room_s < _ROOM_PAUSE_S:
             return freed

@@ -61,46 +61,39 @@ Row = Any
 """(series id, n, low, high, time of the highest, total, last): what was summarised."""
 
 
-class _Bucket:
-    """A bucket while it is filled."""
-
-    __slots__ = ("high", "high_t_ns", "last", "low", "n", "total")
-
-    def __init__(self, row: Row) -> None:
-        _, self.n, self.low, self.high, self.high_t_ns, self.total, self.last = row
-
-    def add(self, row: Row) -> None:
-        _, n, low, high, high_t_ns, total, last = row
-        self.n += n
-        self.total += total
-        self.last = last
-        if low < self.low:  # noqa: PLR1730 - a call to min() takes four times as long
-            self.low = low
-        if high > self.high:
-            self.high, self.high_t_ns = high, high_t_ns
-
-
 class _Filling:
     """Buckets of all series of a window."""
 
     def __init__(self, since_ns: int, until_ns: int, width_ns: int) -> None:
         self.since_ns, self.until_ns, self.width_ns = since_ns, until_ns, width_ns
         self.tier: Tier = "raw"
-        self.series: dict[int, dict[int, _Bucket]] = {}
+        self.series: dict[int, dict[int, list[Any]]] = {}
 
     def add_rows(self, rows: Iterable[Row]) -> None:
-        """Add what was summarised, or single samples."""
-        since, until, width = self.since_ns, self.until_ns, self.width_ns
-        for row in rows:
-            if not since <= row[4] < until:
+        """Add what was summarised, or single samples.
+
+        A bucket is a list [n, low, high, time of the highest, total, last] while it is filled:
+        this is the one loop that has to be fast.
+        """
+        since, until, width, known = self.since_ns, self.until_ns, self.width_ns, self.series
+        for series, n, low, high, t_ns, total, last in rows:
+            if not since <= t_ns < until:
                 continue
-            buckets = self.series.setdefault(row[0], {})
-            place = (row[4] - since) // width
+            place = (t_ns - since) // width
+            buckets = known.get(series)
+            if buckets is None:
+                buckets = known[series] = {}
             bucket = buckets.get(place)
             if bucket is None:
-                buckets[place] = _Bucket(row)
-            else:
-                bucket.add(row)
+                buckets[place] = [n, low, high, t_ns, total, last]
+                continue
+            bucket[0] += n
+            bucket[4] += total
+            bucket[5] = last
+            if low < bucket[1]:  # noqa: PLR1730 - min() takes four times as long
+                bucket[1] = low
+            if high > bucket[2]:
+                bucket[2], bucket[3] = high, t_ns
 
     def add_frame(self, frame: Frame, wanted: Mapping[int, Series], from_ns: int) -> None:
         """Add the samples of a frame that are not before a time."""
@@ -142,14 +135,14 @@ class _Filling:
             buckets=tuple(
                 Bucket(
                     t_ns=self.since_ns + place * self.width_ns,
-                    n=bucket.n,
-                    low=bucket.low,
-                    high=bucket.high,
-                    high_t_ns=bucket.high_t_ns,
-                    mean=bucket.total / bucket.n,
-                    last=bucket.last,
+                    n=n,
+                    low=low,
+                    high=high,
+                    high_t_ns=t_ns,
+                    mean=total / n,
+                    last=last,
                 )
-                for place, bucket in sorted(buckets.items())
+                for place, (n, low, high, t_ns, total, last) in sorted(buckets.items())
             ),
         )
 

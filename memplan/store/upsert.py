@@ -42,30 +42,38 @@ def add_rollups(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows
     """Insert summaries, merging each into the one of the same period and series."""
     statement = _insert(connection, table)
     new, old = statement.excluded, table.c
-    merged = {
-        "n": old.n + new.n,
-        "low": case((new.low < old.low, new.low), else_=old.low),
-        "high": case((new.high > old.high, new.high), else_=old.high),
-        "high_t_ns": case((new.high > old.high, new.high_t_ns), else_=old.high_t_ns),
-        "total": old.total + new.total,
-        "last": new.last,
-    }
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=_keys(table), set_=merged), rows
-    )
+    _merge(connection, statement, table, rows, total=old.total + new.total, last=new.last)
 
 
 def add_peaks(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
     """Insert peaks, merging each into the one of the same series."""
     statement = _insert(connection, table)
     new, old = statement.excluded, table.c
+    _merge(
+        connection,
+        statement,
+        table,
+        rows,
+        first_t_ns=case((new.first_t_ns < old.first_t_ns, new.first_t_ns), else_=old.first_t_ns),
+        last_t_ns=case((new.last_t_ns > old.last_t_ns, new.last_t_ns), else_=old.last_t_ns),
+    )
+
+
+def _merge(
+    connection: sqlalchemy.Connection,
+    statement: Any,
+    table: sqlalchemy.Table,
+    rows: Rows,
+    **others: Any,
+) -> None:
+    """Insert rows; where there is one, add the counts and keep the lowest and the highest."""
+    new, old = statement.excluded, table.c
     merged = {
         "n": old.n + new.n,
         "low": case((new.low < old.low, new.low), else_=old.low),
         "high": case((new.high > old.high, new.high), else_=old.high),
         "high_t_ns": case((new.high > old.high, new.high_t_ns), else_=old.high_t_ns),
-        "first_t_ns": case((new.first_t_ns < old.first_t_ns, new.first_t_ns), else_=old.first_t_ns),
-        "last_t_ns": case((new.last_t_ns > old.last_t_ns, new.last_t_ns), else_=old.last_t_ns),
+        **others,
     }
     connection.execute(
         statement.on_conflict_do_update(index_elements=_keys(table), set_=merged), rows

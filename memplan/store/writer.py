@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +38,9 @@ _EPOCH_S = 1_735_689_600
 
 RING_SAMPLES = 100_000
 """Staged samples that are kept at the most (some 10 MB); beyond, the oldest go."""
+
+PART_SAMPLES = 5000
+"""Staged samples that are written in one transaction."""
 
 _KEEP_HOUSE_S = 60.0
 """Seconds between two looks for what is too old."""
@@ -167,7 +172,7 @@ class LocalWriter:
         """End this host's runs whose sampler died: whoever wrote to this database is gone."""
         r = tables.run.c
         running = select(r.document).where(
-            r.status == "running", r.host_id == self._core.host_id, r.host == _node()
+            r.status == "running", r.host_id == self._core.host_id, r.host == platform.node()
         )
         for (document,) in connection.execute(running).all():
             run = loads(document, Run)
@@ -275,12 +280,20 @@ class LocalWriter:
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
+        while len(self._staged) > PART_SAMPLES:  # a long ring goes in parts, and fails early
+            part = list(islice(self._staged, PART_SAMPLES))
+            self._append(part)
+            for _ in part:
+                self._staged.popleft()
         batch = [*self._staged, *samples]
         if batch:
-            self._core.write(lambda connection: self._core.log.append(connection, batch))
+            self._append(batch)
             self._staged.clear()
             self._flushed_s = self._monotonic_s()
             self._after_write()
+
+    def _append(self, samples: list[Sample]) -> None:
+        self._core.write(lambda connection: self._core.log.append(connection, samples))
 
     def stage_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch that may wait in memory, flush_s long; never raises StoreError."""
@@ -384,9 +397,3 @@ class LocalWriter:
     def __exit__(self, *details: object) -> None:
         """Close."""
         self.close()
-
-
-def _node() -> str:
-    import platform
-
-    return platform.node()

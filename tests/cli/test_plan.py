@@ -199,3 +199,28 @@ def test_images_are_named_in_the_plan(tmp_path, capsys):
     assert (work["images"], work["image_size"]) == (2, "640x480")
     assert run([*plan, "--images", "2", "--image-size", "wide"]) == 2
     assert "1024x768" in capsys.readouterr().err
+
+
+def test_a_proof_is_one_line_per_device(llama, capsys):
+    """In bytes, with the sign that says whether it holds."""
+    assert run(["plan", llama, *HARDWARE, "--proof"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["cuda", "cpu"]
+    assert all(" = " in line and " <= " in line for line in lines[:3])
+    assert "read from the checkpoint's own files" in lines[3]
+
+
+def test_pins_and_others_reach_the_plan(llama, capsys):
+    """--pin is repeatable and part of the workload; --beside optimum names the bound."""
+    pytest.importorskip("scipy")
+    pins = ["--pin", "lm_head=cpu", "--pin", "model.norm=cuda:0"]
+    assert run(["plan", llama, *HARDWARE, *pins, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["workload"]["pin"] == ["lm_head=cpu", "model.norm=cuda:0"]
+    assert "pin" not in plan["workload"]["assumed"]
+    assert plan["placement"]["device_map"]["lm_head"] == "cpu"
+    assert run(["plan", llama, *HARDWARE, "--beside", "optimum", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["placement"]["beside"]
+    assert row["name"] == "optimum"
+    assert run(["plan", llama, *HARDWARE, "--pin", "lm_heat=cpu"]) == 2
+    assert "hint: such as" in capsys.readouterr().err

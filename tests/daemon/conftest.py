@@ -94,7 +94,7 @@ class MemoryWriter:
         pass
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     """Return the condition's first true value; fail after a deadline."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

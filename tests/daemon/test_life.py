@@ -84,7 +84,7 @@ def test_sigterm_ends_it_within_two_seconds_of_its_own_time(running):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 0
-    assert time.monotonic() - begin < 10, "2 s on an idle machine"
+    assert time.monotonic() - begin < 30, "2 s on an idle machine"
 
 
 def test_the_log_of_a_daemon_in_the_background_is_shown(database):
@@ -188,7 +188,7 @@ class Manager:
         except TimeoutError:
             return ""
 
-    def until(self, word, wait_s=30.0):
+    def until(self, word, wait_s=90.0):
         end = time.monotonic() + wait_s
         while time.monotonic() < end:
             if word in self.said(1.0):

@@ -46,6 +46,7 @@ def test_the_whole_workload_is_in_the_line(folder):
     assert value(words, "-ctk") == value(words, "-ctv") == "q8_0"
     assert value(words, "-fa") == "on"
     assert value(words, "-fit") == "off"
+    assert value(words, "-lm") == "none"
     assert value(words, "-ngl") == "25"
     assert "-ot" not in words
 
@@ -120,7 +121,7 @@ def test_what_llama_cpp_cannot_carry_out_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="does not fit"):
         arguments(tight, spec)
     other = make_plan(spec, complete({"runtime": "vllm", "context": 512}, spec), small)
-    with pytest.raises(UsageError, match="not for llama.cpp"):
+    with pytest.raises(UsageError, match="not for llama"):
         arguments(other, spec)
     del tmp_path
 

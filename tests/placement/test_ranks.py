@@ -19,14 +19,15 @@ from memplan.units import GIB
 CONFIG = {**TINY, "hidden_size": 256, "vocab_size": 4096, "num_hidden_layers": 4}
 
 
-def planned(tmp_path, count, *, capacity=80 * GIB, model=CONFIG, **options):
+def planned(tmp_path, count, *, capacity=80 * GIB, model=CONFIG, disk=False, **options):
     folder = write_llama(tmp_path, model)
     options = {"task": "train", "precision": "bf16", "estimator": "formula", **options}
     spec = load_model(str(folder), dtype="bfloat16", options=options)
     work = dataclasses.replace(complete(options, spec), gpus=count)
     gpus = [Device(name=f"cuda:{i}", kind="gpu", capacity_bytes=capacity) for i in range(count)]
     host = Device(name="cpu", kind="cpu", capacity_bytes=512 * GIB)
-    return make_plan(spec, work, [*gpus, host])
+    slow = [host, Device(name="disk", kind="disk", capacity_bytes=4096 * GIB)] if disk else [host]
+    return make_plan(spec, work, [*gpus, *slow])
 
 
 def test_ddp_holds_on_each_rank_what_one_device_holds_and_its_buckets(tmp_path):
@@ -65,6 +66,48 @@ def test_offloaded_states_and_each_rank_of_a_machine_are_charged_to_the_host(tmp
     assert host.parts["overhead"] == 4 * GIB
     two = planned(tmp_path, 4, strategy="fsdp2", nodes=2)
     assert next(x for x in two.devices if x.kind == "cpu").parts["overhead"] == 2 * GIB
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_zero3_moves_states_and_weights_to_host_memory(tmp_path, count):
+    """On one GPU, too; what left the GPUs is in the host's ledger, with float32 copies."""
+    usual = planned(tmp_path, 1)
+    moved = {"strategy": "zero3", "offload_optimizer": "cpu", "offload_params": "cpu"}
+    plan = planned(tmp_path, count, precision="bf16-mixed", **moved)
+    host = next(ledger for ledger in plan.devices if ledger.kind == "cpu")
+    elements = usual.footprint.part("weights") // 2
+    assert host.parts["weights"] >= 2 * elements
+    assert host.parts["optimizer"] == pytest.approx(12 * elements, rel=0.01)
+    assert "optimizer" not in plan.devices[0].parts
+    assert plan.devices[0].parts.get("weights", 0) == 0
+
+
+def test_states_can_lie_on_disk_and_weights_stay(tmp_path):
+    """ZeRO-Infinity keeps pinned buffers in host memory beside them."""
+    plan = planned(tmp_path, 2, disk=True, strategy="zero3", offload_optimizer="disk")
+    books = {ledger.kind: ledger for ledger in plan.devices}
+    assert books["disk"].total_bytes > 0
+    assert books["gpu"].parts["weights"] > 0
+    assert books["cpu"].parts["overhead"] == 2 * GIB
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"strategy": "ddp", "offload_optimizer": "cpu"}, "zero3"),
+        ({"strategy": "zero2", "offload_params": "cpu"}, "zero3"),
+        ({"strategy": "zero1", "offload_optimizer": "disk"}, "zero3"),
+        ({"strategy": "fsdp2", "offload_params": "disk"}, "zero3"),
+        ({"strategy": "zero3", "offload_params": "disk"}, "--disk"),
+        ({"strategy": "fsdp2", "optimizer": "adamw-in-backward"}, "--optimizer adamw"),
+        ({"strategy": "zero2", "optimizer": "galore"}, "ddp"),
+    ],
+)
+def test_what_no_framework_offloads_is_refused(tmp_path, options, hint):
+    """With what can be done instead."""
+    with pytest.raises(UsageError) as caught:
+        planned(tmp_path, 2, **options)
+    assert hint in caught.value.hint
 
 
 def test_adapters_are_sharded_over_all_ranks(tmp_path):

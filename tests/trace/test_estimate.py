@@ -176,6 +176,20 @@ def test_prefill_and_decoding_are_traced_on_demand(folder):
     assert next(x for x in foot.lines if x.part == "activations").basis == "trace"
 
 
+def test_a_prompt_is_answered_by_a_kept_trace_and_else_by_the_closed_form(folder, monkeypatch):
+    """In a blink either way: nothing is traced that nobody asked for."""
+    options = {"task": "infer", "context": 64, "precision": None, "seq": None, "batch": 1}
+    spec, work = planned(folder, **options)
+    plain = TraceEstimator()(spec, work)
+    assert plain == estimate(spec, work)
+    exact = TraceEstimator()(*planned(folder, **options, estimator="trace"))
+    monkeypatch.setattr(run, "record_job", None)
+    assert TraceEstimator()(spec, work) == exact != plain
+    for own in ({"estimator": "formula"}, {"runtime": "vllm"}):
+        other = planned(folder, **{**options, **own})
+        assert TraceEstimator()(*other) == estimate(*other)
+
+
 def test_adapters_that_fit_no_module_are_refused(folder):
     """Before anything is traced."""
     with pytest.raises(UsageError, match="no linear called nothing"):

@@ -259,6 +259,8 @@ def test_few_colours_mean_the_terminals_own():
     assert choose("auto", {}) == TERMINAL
     assert choose("auto", {"COLORTERM": "truecolor"}) == DEFAULT
     assert choose("memplan-light", {}) == "memplan-light"
+    assert choose("memplan-light", {"NO_COLOR": "1"}) == TERMINAL
+    assert choose("memplan-light", {"NO_COLOR": ""}) == "memplan-light"
 
 
 def test_text_has_enough_contrast_in_every_theme():

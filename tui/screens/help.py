@@ -19,8 +19,8 @@ class HelpScreen(Screen[None]):
     DEFAULT_CSS = """
     HelpScreen { background: $background; layout: vertical; }
     HelpScreen > #status { height: 1; }
-    HelpScreen > #body { height: 1fr; margin: 0 1; }
-    HelpScreen > #keys { height: 1; margin: 0 1; }
+    HelpScreen > #body { height: 1fr; }
+    HelpScreen > #keys { height: 1; }
     """
     BINDINGS = [*bindings("help")]  # noqa: RUF012
 
@@ -41,8 +41,8 @@ class HelpScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Lay out."""
         yield Canvas(unicode=self._unicode, id="status", base="status")
-        yield Canvas(unicode=self._unicode, id="body")
-        yield Canvas(unicode=self._unicode, id="keys")
+        yield Canvas(unicode=self._unicode, id="body", inset=1)
+        yield Canvas(unicode=self._unicode, id="keys", inset=1)
 
     def on_mount(self) -> None:
         """Draw."""

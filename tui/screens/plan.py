@@ -56,6 +56,11 @@ class PlanScreen(Page):
         self._stored: Plan | None = None
         self._error = ""
 
+    def about(self, snapshot: Snapshot) -> str:
+        """Return the plan's id."""
+        plan = snapshot.plan
+        return tr("plan") + f" {plan.id}" if plan is not None else ""
+
     def body(self, snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line]:
         """Return the plan, changed or as stored."""
         plan = snapshot.plan
