@@ -9,39 +9,33 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from memplan_tui import export
-from memplan_tui.clock import Replay, parse_time
 from memplan_tui.keys import KEYS, bindings
 from memplan_tui.messages import Polled, Request, Snapshot
 from memplan_tui.page import Page
 from memplan_tui.poller import Poller
-from memplan_tui.replay import Recording, load_recording
+from memplan_tui.replaying import Replaying
 from memplan_tui.screens.compare import CompareScreen
 from memplan_tui.screens.help import HelpScreen
 from memplan_tui.screens.live import LiveScreen
 from memplan_tui.screens.plan import Planner, PlanScreen
-from memplan_tui.screens.prompt import Prompt
 from memplan_tui.screens.runs import FleetScreen, RunsScreen
 from memplan_tui.text import tr
 from memplan_tui.themes import DEFAULT, THEMES
 from memplan_tui.views.charts import curves
 from memplan_tui.views.words import WINDOWS, Look, clock, sampler
 from textual import work
-from textual.app import App, ScreenStackError, SystemCommand
+from textual.app import ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.screen import Screen
 
 from memplan.chart import glyphs
-from memplan.errors import MemplanError
 from memplan.store.base import Reader
 from memplan.store.reader import StoreReader
 
 __all__ = ["MemplanApp"]
 
 _UNITS = ("GiB", "MiB", "GB")
-
-PLAYED_S = 0.25
-"""Between two pictures of a replay that plays; a paused one is not drawn again."""
 
 
 class Source(Protocol):
@@ -56,7 +50,7 @@ class Source(Protocol):
         ...
 
 
-class MemplanApp(App[None]):
+class MemplanApp(Replaying):
     """Plans beside measurements, live and replayed."""
 
     TITLE = "memplan"
@@ -106,36 +100,27 @@ class MemplanApp(App[None]):
             open_reader: makes a reader of a database.
             now_ns: the wall clock.
         """
-        super().__init__()
+        super().__init__(database, open_reader=open_reader, replay=replay)
         for known in THEMES:
             self.register_theme(known)
         self.theme = theme if theme in self.available_themes else DEFAULT
         self.unicode = unicode
         self.planner = planner
         self.moved = dict(moved or {})
-        self.snapshot = Snapshot(state="reading")
-        self.replay: Replay | None = None
-        self.window_ns: int | None = WINDOWS[1]
-        self._unit, self._style, self._device = unit, style, 0
+        self._unit, self._style = unit, style
         self._folder = folder or Path.cwd()
         self._interval_s = interval_s
-        self._database, self._open_reader, self._now_ns = database, open_reader, now_ns
+        self._now_ns = now_ns
         self._poller = Poller(database, open_reader=open_reader, now_ns=now_ns)
-        self._recording: Recording | None = None
-        self._request = Request(window_ns=self.window_ns)
         self._paused = False
-        self._first_replay = replay
-        self._ticked_s = 0.0
         self.set_keymap(self.moved)
 
     def on_mount(self) -> None:
         """Open the first screen and begin to poll."""
         self.switch_mode("live")
-        if self._first_replay is not None:
-            self._load(self._first_replay or None)
+        self.begin_replay()
         self.poll()
         self.set_interval(self._interval_s, self._tick)
-        self._player = self.set_interval(PLAYED_S, self._play, pause=True)
 
     def on_unmount(self) -> None:
         """Close the database."""
@@ -144,15 +129,6 @@ class MemplanApp(App[None]):
     def _tick(self) -> None:
         if not self._paused and self.replay is None:
             self.poll()
-
-    def _play(self) -> None:
-        if self.replay is None or not self.replay.playing:
-            self._player.pause()
-            return
-        now = time.monotonic()
-        self.replay = self.replay.advanced(round((now - self._ticked_s) * 1e9))
-        self._ticked_s = now
-        self.poll()
 
     @work(thread=True, exclusive=True, group="poll")
     def poll(self) -> None:
@@ -304,99 +280,6 @@ class MemplanApp(App[None]):
             return
         names = "\n".join(str(path) for path in paths)
         self.notify(names, title=tr("Written"), markup=False)
-
-    def action_replay(self) -> None:
-        """Play the selected run again, or come back to what happens now."""
-        if self.replay is not None:
-            self._stop_replay()
-            self.poll()
-            return
-        detail = self.snapshot.detail
-        self._load(detail.run.id if detail is not None else None)
-
-    @work(thread=True, exclusive=True, group="load")
-    def _load(self, run_id: str | None) -> None:
-        """Read a run, or the machine's last day, and begin to play it."""
-        try:
-            with self._open_reader(self._database) as reader:
-                if run_id is None and self._first_replay is not None:
-                    run_id = next((run.id for run in reader.runs(1)), None)
-                last = reader.last_sample_ns() or 0
-                since = None if run_id is not None else last - (self.window_ns or 86400 * 10**9)
-                recording = load_recording(reader, run_id, since_ns=since)
-        except (MemplanError, OSError) as error:
-            self.call_from_thread(self.notify, str(error), severity="error", markup=False)
-            return
-        self.call_from_thread(self._begin, recording)
-
-    def _begin(self, recording: Recording) -> None:
-        found = recording.clock()
-        if found is None:
-            self.notify(tr("Nothing was sampled there: nothing to replay."), severity="warning")
-            return
-        self._recording = recording
-        self.window_ns = None
-        self._request = replace(self._request, window_ns=None)
-        self._set(found)
-
-    def _stop_replay(self) -> None:
-        self._recording, self.replay, self._first_replay = None, None, None
-
-    def _set(self, replay: Replay) -> None:
-        self.replay = replay
-        self._ticked_s = time.monotonic()
-        if replay.playing:
-            self._player.resume()
-        self.poll()
-
-    def _in_replay(self) -> Replay | None:
-        if self.replay is None:
-            self.notify(tr("Only in a replay: r begins one."))
-        return self.replay
-
-    def action_step(self, step: int) -> None:
-        """Step back or on."""
-        if (replay := self._in_replay()) is not None:
-            self._set(replay.stepped(step))
-
-    def action_speed(self, step: int) -> None:
-        """Play slower or faster."""
-        if (replay := self._in_replay()) is not None:
-            self._set(replay.faster(step))
-
-    def action_edge(self, end: int) -> None:
-        """Go to the begin (0) or the end (1)."""
-        if (replay := self._in_replay()) is not None:
-            self._set(replay.jumped(replay.end_ns if end else replay.start_ns))
-
-    def action_peak(self) -> None:
-        """Go to the highest point of the first chart."""
-        replay, recording = self._in_replay(), self._recording
-        if replay is None or recording is None:
-            return
-        found = curves(self.snapshot)
-        device = found[self._device % len(found)].device if found else "cpu"
-        at = recording.peak_ns(device)
-        if at is not None:
-            self._set(replace(replay.jumped(at), playing=False))
-
-    def action_time(self) -> None:
-        """Ask for a time and go there."""
-        replay = self._in_replay()
-        if replay is None:
-            return
-
-        def go(words: str | None) -> None:
-            if not words:
-                return
-            at = parse_time(words, replay)
-            if at is None:
-                self.notify(tr("{words} is no time.").format(words=repr(words)), markup=False)
-            elif self.replay is not None:
-                self._set(replace(self.replay.jumped(at), playing=False))
-
-        title = tr("Go to: 14:03:22 (time of day), 90s or 5min (from the begin), +30s, 50%")
-        self.push_screen(Prompt(title), go)
 
     def get_system_commands(self, screen: Screen[None]) -> Iterable[SystemCommand]:
         """Name every action in the palette, those of the screen in front first."""
