@@ -7,14 +7,25 @@ numbers in, rows of cells out; whoever shows them gives each role a colour.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memplan.chart_scale import Points, columns, downsample, ticks, top_of
+from memplan.chart_scale import Columns, Points, downsample, ticks, top_of
 from memplan.units import UNITS
 
-__all__ = ["GLYPHS", "Axis", "Glyphs", "Points", "Row", "Words", "downsample", "draw", "glyphs"]
+__all__ = [
+    "GLYPHS",
+    "Axis",
+    "Chart",
+    "Glyphs",
+    "Points",
+    "Row",
+    "Words",
+    "downsample",
+    "draw",
+    "glyphs",
+]
 
 Role = Literal["measured", "plan", "band", "capacity", "axis", "empty"]
 Row = list[tuple[str, Role]]
@@ -138,25 +149,60 @@ def draw(
         style: `glyphs(...)`.
         floor: draw the horizontal axis; without, charts can be stacked over one axis.
     """
-    gutter = axis.words.width() + 3 if width >= _NARROW else 0
-    inner, rows = width - _LABEL - gutter, height - floor
-    if inner < _LEAST_PLOT or rows < _LEAST_HEIGHT - 1:
-        return [[(" " * max(width, 0), "empty")] for _ in range(max(height, 0))]
-    top = top_of(points, axis)
-    cells = _Cells(inner, rows, style)
-    spans = columns(points, axis, inner * style.across)
-    for value, glyph, role in _levels(axis, style, top):
-        cells.level(value / top, glyph, role)
-    cells.curve(spans, top)
-    blank: Row = [("", "empty")] * rows
-    names = _names(axis, cells, spans, top, style) if gutter else blank
-    labels = _labels(cells, axis.unit, top, rows)
-    lines = []
-    for i, (name, role) in enumerate(names):
-        left: Row = [(labels[i], "axis"), *cells.row(i)]
-        right: Row = [(_right(name, gutter), role)] if gutter else []
-        lines.append([*_joined(left), *right])
-    return [*lines, _floor(axis, inner, gutter, style)] if floor else lines
+    chart = Chart(axis, width=width, height=height, style=style, floor=floor)
+    chart.add(points)
+    return chart.rows()
+
+
+class Chart:
+    """A chart that goes on: newer points cost their own columns, the rest stays drawn."""
+
+    def __init__(
+        self, axis: Axis, *, width: int, height: int, style: Glyphs, floor: bool = True
+    ) -> None:
+        """Begin without points; the arguments are those of `draw`."""
+        self._axis, self._style, self._floor = axis, style, floor
+        self._width, self._height = max(width, 0), max(height, 0)
+        self._gutter = axis.words.width() + 3 if width >= _NARROW else 0
+        self._inner, self._rows = width - _LABEL - self._gutter, height - floor
+        self._fits = self._inner >= _LEAST_PLOT and self._rows >= _LEAST_HEIGHT - 1
+        self._columns = Columns(axis, self._inner * style.across if self._fits else 0)
+        self._changed, self._top = 0, 0
+        self._cells = _Cells(0, 0, style)
+
+    def add(self, points: Iterable[tuple[int, int]]) -> None:
+        """Add points, oldest first, none older than those that were added before."""
+        if self._fits:
+            self._changed = min(self._changed, self._columns.add(points))
+
+    def rows(self) -> list[Row]:
+        """Return the rows as `draw` does."""
+        if not self._fits:
+            return [[(" " * self._width, "empty")] for _ in range(self._height)]
+        axis, style, spans = self._axis, self._style, self._columns.spans
+        top = top_of(self._columns.highest, axis)
+        if top != self._top:
+            self._top, self._changed = top, 0
+            self._cells = _Cells(self._inner, self._rows, style)
+            for value, glyph, role in _levels(axis, style, top):
+                self._cells.level(value / top, glyph, role)
+        self._cells.curve(spans, top, self._changed)
+        self._changed = len(spans)
+        lines = self._named(top)
+        return [*lines, _floor(axis, self._inner, self._gutter, style)] if self._floor else lines
+
+    def _named(self, top: int) -> list[Row]:
+        """Return the rows above the horizontal axis, between their labels and names."""
+        cells, spans = self._cells, self._columns.spans
+        blank: Row = [("", "empty")] * self._rows
+        names = _names(self._axis, cells, spans, top, self._style) if self._gutter else blank
+        labels = _labels(cells, self._axis.unit, top, self._rows)
+        lines = []
+        for i, (name, role) in enumerate(names):
+            left: Row = [(labels[i], "axis"), *cells.row(i)]
+            right: Row = [(_right(name, self._gutter), role)] if self._gutter else []
+            lines.append([*_joined(left), *right])
+        return lines
 
 
 def _right(name: str, gutter: int) -> str:
@@ -234,25 +280,39 @@ class _Cells:
         dots = self.rows * self._style.down
         return min(max(round((1 - share) * (dots - 1)), 0), dots - 1)
 
-    def curve(self, spans: Sequence[tuple[int, int] | None], top: int) -> None:
-        """Draw the curve from the lowest to the highest of each column, joined to the last."""
-        before: tuple[int, int] | None = None
-        for x, span in enumerate(spans):
-            if span is None:
-                before = None
-                continue
-            high, low = self._dot(max(span[1], 0) / top), self._dot(max(span[0], 0) / top)
-            first, last = high, low
-            if before is not None:
-                first, last = min(high, before[1]), max(low, before[0])
-            for dot in range(first, last + 1):
-                self._set(x, dot)
-            before = (high, low)
+    def curve(self, spans: Sequence[tuple[int, int] | None], top: int, first: int) -> None:
+        """Draw the curve from the lowest to the highest of each column, joined to the last.
 
-    def _set(self, x: int, y: int) -> None:
-        row, inner = divmod(y, self._style.down)
-        column, side = divmod(x, self._style.across)
-        self._bits[row][column] |= 1 << (inner * self._style.across + side)
+        Args:
+            spans: lowest and highest of every column.
+            top: value at the upper end.
+            first: column from which on the curve is drawn anew.
+        """
+        first -= first % self._style.across
+        for bits in self._bits:
+            bits[first // self._style.across :] = [0] * (len(bits) - first // self._style.across)
+        before = self._dots(spans[first - 1], top) if first else None
+        for x, span in enumerate(spans[first:], first):
+            dots = self._dots(span, top)
+            if dots is not None:
+                high, low = dots
+                if before is not None:
+                    high, low = min(high, before[1]), max(low, before[0])
+                self._stroke(x, high, low)
+            before = dots
+
+    def _dots(self, span: tuple[int, int] | None, top: int) -> tuple[int, int] | None:
+        """Return the rows of dots of a column's highest and lowest value."""
+        if span is None:
+            return None
+        return self._dot(max(span[1], 0) / top), self._dot(max(span[0], 0) / top)
+
+    def _stroke(self, x: int, high: int, low: int) -> None:
+        """Set the dots of a column between two rows of dots, both included."""
+        across, down = self._style.across, self._style.down
+        column, side = divmod(x, across)
+        for y in range(high, low + 1):
+            self._bits[y // down][column] |= 1 << (y % down * across + side)
 
     def row(self, index: int) -> Row:
         """Return a row, cell by cell."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from memplan.units import UNITS
 
-__all__ = ["Points", "columns", "downsample", "ticks", "top_of"]
+__all__ = ["Columns", "Points", "downsample", "ticks", "top_of"]
 
 Points = Sequence[tuple[int, int]]
 """(nanoseconds, bytes), by time."""
@@ -70,33 +70,58 @@ def downsample(points: Points, limit: int) -> list[tuple[int, int]]:
     return result
 
 
-def top_of(points: Points, axis: Scale) -> int:
-    """Return the value at the upper end of the vertical axis, a twentieth above all shown."""
-    shown = [value for t, value in points if axis.start_ns <= t <= axis.end_ns]
-    known = [v for v in (axis.plan, axis.high, *shown) if v is not None]
+def top_of(highest: int | None, axis: Scale) -> int:
+    """Return the value at the upper end of the vertical axis, a twentieth above all shown.
+
+    Args:
+        highest: the largest value that is shown; None = there is none.
+        axis: what else is shown.
+    """
+    known = [v for v in (axis.plan, axis.high, highest) if v is not None]
     top = max([1, *known])
     if axis.capacity is not None and (axis.capacity <= _NEAR * top or not known):
         top = max(top, axis.capacity)
     return top + max(top // 20, 1)
 
 
-def columns(points: Points, axis: Scale, count: int) -> list[tuple[int, int] | None]:
-    """Return (lowest, highest) of each column; short gaps hold the last value, long ones None."""
-    span = max(axis.end_ns - axis.start_ns, 1)
-    found: list[tuple[int, int] | None] = [None] * count
-    last: tuple[int, int, int] | None = None
-    for t, value in points:
-        if not axis.start_ns <= t <= axis.end_ns:
-            continue
-        column = min((t - axis.start_ns) * count // span, count - 1)
-        if last is not None and t - last[1] <= axis.gap_ns:
-            for between in range(last[0] + 1, column):
-                found[between] = (last[2], last[2])
-        known = found[column]
-        low, high = known or (value, value)
-        found[column] = (min(low, value), max(high, value))
-        last = (column, t, value)
-    return found
+class Columns:
+    """(lowest, highest) of each column; short gaps hold the last value, long ones are None.
+
+    Points may come little by little, oldest first: each costs its own column alone.
+    """
+
+    def __init__(self, axis: Scale, count: int) -> None:
+        """Begin empty.
+
+        Args:
+            axis: its times, and what is a gap.
+            count: columns.
+        """
+        self.spans: list[tuple[int, int] | None] = [None] * count
+        self.highest: int | None = None
+        self._axis = axis
+        self._last: tuple[int, int, int] | None = None
+
+    def add(self, points: Iterable[tuple[int, int]]) -> int:
+        """Count points in; return the first column that may have changed."""
+        start, end, gap = self._axis.start_ns, self._axis.end_ns, self._axis.gap_ns
+        found, count, last = self.spans, len(self.spans), self._last
+        span, first = max(end - start, 1), len(found)
+        for t, value in points:
+            if not start <= t <= end:
+                continue
+            column = min((t - start) * count // span, count - 1)
+            first = min(first, column if last is None else last[0])
+            if last is not None and t - last[1] <= gap:
+                for between in range(last[0] + 1, column):
+                    found[between] = (last[2], last[2])
+            low, high = found[column] or (value, value)
+            found[column] = (min(low, value), max(high, value))
+            last = (column, t, value)
+            if self.highest is None or value > self.highest:
+                self.highest = value
+        self._last = last
+        return first
 
 
 def ticks(top: int, rows: int, unit: str) -> Iterator[tuple[float, str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from goldens import check_golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.chart import GLYPHS, Axis, downsample, draw, glyphs
+from memplan.chart import GLYPHS, Axis, Chart, downsample, draw, glyphs
 from memplan.units import MIB
 
 S = 10**9
@@ -55,6 +57,18 @@ def test_the_size_is_always_what_was_asked_for(points, plan, capacity, width, he
     rows = draw(points, axis, width=width, height=height, style=glyphs(kind))
     assert len(rows) == max(height, 0)
     assert all(len(line) == max(width, 0) for line in text_of(rows))
+
+
+@given(POINTS, LEVEL, st.lists(st.integers(0, 60), max_size=4), st.integers(5, 30), KIND)
+def test_a_chart_that_goes_on_looks_like_one_drawn_at_once(points, plan, cuts, height, kind):
+    """Wherever the points are cut, and although it was shown in between."""
+    axis = Axis(start_ns=0, end_ns=90 * S, plan=plan)
+    chart = Chart(axis, width=60, height=height, style=glyphs(kind))
+    ends = [0, *sorted(cuts), len(points)]
+    for begin, end in itertools.pairwise(ends):
+        chart.add(points[begin:end])
+        shown = chart.rows()
+    assert shown == draw(points, axis, width=60, height=height, style=glyphs(kind))
 
 
 @given(POINTS.filter(bool), st.integers(20, 120), st.integers(5, 40), KIND)

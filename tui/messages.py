@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +23,7 @@ __all__ = [
     "State",
 ]
 
-Points = tuple[tuple[int, int], ...]
+Points = Sequence[tuple[int, int]]
 """(nanoseconds, bytes), by time."""
 
 State = Literal["reading", "ok", "missing", "newer", "locked", "broken"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 from memplan_tui.messages import Points, Process
 
@@ -12,7 +13,7 @@ from memplan.chart import downsample
 from memplan.store.base import Curve
 from memplan.types import Peak, Phase, Sample, Series
 
-__all__ = ["KEPT_POINTS", "Track", "Tracks"]
+__all__ = ["KEPT_POINTS", "Track", "Tracks", "Window"]
 
 KEPT_POINTS = 4096
 """Points of one series while it is watched; beyond, of neighbours the extremes stay."""
@@ -22,6 +23,59 @@ _GONE_NS = 5 * 10**9
 
 Key = tuple[str, str]
 """Entity and metric."""
+
+
+class Window(Sequence[tuple[int, int]]):
+    """Samples of a window as they stand in a track: nothing is copied.
+
+    A track only ever appends to its arrays, so a window stays what it was when it was made.
+    """
+
+    __slots__ = ("first", "last", "times", "values")
+
+    def __init__(self, times: array[int], values: array[int], first: int, last: int) -> None:
+        """Look at samples `first` (included) to `last` (excluded)."""
+        self.times, self.values, self.first, self.last = times, values, first, max(first, last)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.last - self.first
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Window: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[int, int] | Window:
+        """Return a sample, or a part of the window."""
+        place = range(self.first, self.last)[index]
+        if isinstance(place, int):
+            return self.times[place], self.values[place]
+        if place.step != 1:
+            raise ValueError("a window has no steps")
+        return Window(self.times, self.values, place.start, place.stop)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (time, value)."""
+        part = slice(self.first, self.last)
+        return zip(self.times[part], self.values[part], strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the samples, with any sequence of them."""
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        """Agree with equality."""
+        return hash(tuple(self))
+
+    def after(self, before: Window) -> Window | None:
+        """Return what has come since an earlier window; None when that one does not go on here."""
+        if self.times is not before.times or not before.first <= self.first <= before.last:
+            return None
+        if before.last > self.last:
+            return None
+        return Window(self.times, self.values, before.last, self.last)
 
 
 class Track:
@@ -60,9 +114,9 @@ class Track:
         return index if index >= 0 else None
 
     def points(self, since_ns: int, until_ns: int) -> Points:
-        """Return the samples of a window, and the one before it so that a line enters it."""
+        """Return the samples of a window."""
         first, last = bisect_left(self.times, since_ns), bisect_right(self.times, until_ns)
-        return tuple(zip(self.times[first:last], self.values[first:last], strict=True))
+        return Window(self.times, self.values, first, last)
 
     def peak(self, series: Series, at_ns: int) -> Peak | None:
         """Return the highest value up to a time."""

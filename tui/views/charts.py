@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from memplan_tui.lines import Line, fitted, heading
 from memplan_tui.messages import Points, Snapshot
 from memplan_tui.text import tr
+from memplan_tui.tracks import Window
 from memplan_tui.views.words import Look, clock, size, words
 
-from memplan.chart import Axis, draw
+from memplan.chart import Axis, Chart, Glyphs, Row
 
 __all__ = ["Curve", "axis_ends", "charts", "curves"]
 
 LEAST = 5
 """Rows of one chart with its head; below, fewer charts are drawn."""
+
+KEPT_CHARTS = 24
+"""Drawn charts that are kept for the next tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,6 @@ def _body(
     curve: Curve, look: Look, ends: tuple[int, int], width: int, rows: int, *, floor: bool
 ) -> list[Line]:
     start, end = ends
-    points = tuple(point for point in curve.points if start <= point[0] <= end)
     axis = Axis(
         start_ns=start,
         end_ns=end,
@@ -133,5 +136,30 @@ def _body(
         right=clock(end),
         words=words(),
     )
-    drawn = draw(points, axis, width=width, height=rows, style=look.style, floor=floor)
+    drawn = _drawn(curve, axis, width, rows, look.style, floor=floor)
     return [list(row) for row in drawn]
+
+
+_DRAWN: dict[tuple[object, ...], tuple[Points, Chart]] = {}
+"""Charts that stand on the screen, with the points in them: a tick adds a few to each."""
+
+
+def _drawn(
+    curve: Curve, axis: Axis, width: int, rows: int, style: Glyphs, *, floor: bool
+) -> list[Row]:
+    """Return a chart's rows; where its curve only went on, only the new points are drawn."""
+    key = (curve.device, axis, width, rows, style.name, floor)
+    points, known = curve.points, _DRAWN.pop(key, None)
+    more = None
+    if known is not None and isinstance(points, Window) and isinstance(known[0], Window):
+        more = points.after(known[0])
+    if known is None or more is None:
+        chart = Chart(axis, width=width, height=rows, style=style, floor=floor)
+        chart.add(points)
+    else:
+        chart = known[1]
+        chart.add(more)
+    _DRAWN[key] = points, chart
+    while len(_DRAWN) > KEPT_CHARTS:
+        del _DRAWN[next(iter(_DRAWN))]
+    return chart.rows()
