@@ -7,6 +7,8 @@ numbers in, rows of cells out; whoever shows them gives each role a colour.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -169,6 +171,7 @@ class Chart:
         self._columns = Columns(axis, self._inner * style.across if self._fits else 0)
         self._changed, self._top = 0, 0
         self._cells = _Cells(0, 0, style)
+        self._labels: list[str] = []
 
     def add(self, points: Iterable[tuple[int, int]]) -> None:
         """Add points, oldest first, none older than those that were added before."""
@@ -186,6 +189,7 @@ class Chart:
             self._cells = _Cells(self._inner, self._rows, style)
             for value, glyph, role in _levels(axis, style, top):
                 self._cells.level(value / top, glyph, role)
+            self._labels = _labels(self._cells, axis.unit, top, self._rows)
         self._cells.curve(spans, top, self._changed)
         self._changed = len(spans)
         lines = self._named(top)
@@ -196,12 +200,10 @@ class Chart:
         cells, spans = self._cells, self._columns.spans
         blank: Row = [("", "empty")] * self._rows
         names = _names(self._axis, cells, spans, top, self._style) if self._gutter else blank
-        labels = _labels(cells, self._axis.unit, top, self._rows)
         lines = []
         for i, (name, role) in enumerate(names):
-            left: Row = [(labels[i], "axis"), *cells.row(i)]
             right: Row = [(_right(name, self._gutter), role)] if self._gutter else []
-            lines.append([*_joined(left), *right])
+            lines.append([(self._labels[i], "axis"), *cells.row(i), *right])
         return lines
 
 
@@ -209,15 +211,12 @@ def _right(name: str, gutter: int) -> str:
     return f" {name}".ljust(gutter)[:gutter] if gutter else ""
 
 
-def _joined(pieces: Sequence[tuple[str, Role]]) -> Row:
-    """Return pieces with neighbours of one role made one, empty ones left out."""
-    result: Row = []
-    for text, role in pieces:
-        if result and result[-1][1] == role:
-            result[-1] = (result[-1][0] + text, role)
-        elif text:
-            result.append((text, role))
-    return result
+def _joined(cells: Iterable[tuple[str, Role]]) -> Row:
+    """Return cells as pieces: neighbours of one role are one."""
+    return [
+        ("".join(text for text, _ in group), role)
+        for role, group in itertools.groupby(cells, key=operator.itemgetter(1))
+    ]
 
 
 def _levels(axis: Axis, style: Glyphs, top: int) -> list[tuple[int, str, Role]]:
@@ -264,6 +263,7 @@ class _Cells:
         self._style = style
         self._back: list[list[tuple[str, Role]]] = [[(" ", "empty")] * width for _ in range(rows)]
         self._bits = [[0] * width for _ in range(rows)]
+        self._joined: list[Row | None] = [None] * rows
         self.rows = rows
 
     def level(self, share: float, glyph: str, role: Role) -> None:
@@ -288,9 +288,11 @@ class _Cells:
             top: value at the upper end.
             first: column from which on the curve is drawn anew.
         """
-        first -= first % self._style.across
+        cell = first // self._style.across
+        first = cell * self._style.across
+        old = [bits[cell:] for bits in self._bits]
         for bits in self._bits:
-            bits[first // self._style.across :] = [0] * (len(bits) - first // self._style.across)
+            bits[cell:] = [0] * (len(bits) - cell)
         before = self._dots(spans[first - 1], top) if first else None
         for x, span in enumerate(spans[first:], first):
             dots = self._dots(span, top)
@@ -300,6 +302,9 @@ class _Cells:
                     high, low = min(high, before[1]), max(low, before[0])
                 self._stroke(x, high, low)
             before = dots
+        for i, tail in enumerate(old):
+            if self._bits[i][cell:] != tail:
+                self._joined[i] = None
 
     def _dots(self, span: tuple[int, int] | None, top: int) -> tuple[int, int] | None:
         """Return the rows of dots of a column's highest and lowest value."""
@@ -315,12 +320,14 @@ class _Cells:
             self._bits[y // down][column] |= 1 << (y % down * across + side)
 
     def row(self, index: int) -> Row:
-        """Return a row, cell by cell."""
-        cells = self._style.cells
-        return [
-            (cells[bits], "measured") if bits else behind
-            for bits, behind in zip(self._bits[index], self._back[index], strict=True)
-        ]
+        """Return a row's pieces; one that did not change is not put together again."""
+        row = self._joined[index]
+        if row is None:
+            cells = self._style.cells
+            pairs = zip(self._bits[index], self._back[index], strict=True)
+            row = _joined((cells[bits], "measured") if bits else behind for bits, behind in pairs)
+            self._joined[index] = row
+        return row
 
 
 def _labels(cells: _Cells, unit: str, top: int, rows: int) -> list[str]:

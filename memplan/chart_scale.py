@@ -106,12 +106,13 @@ class Columns:
         """Count points in; return the first column that may have changed."""
         start, end, gap = self._axis.start_ns, self._axis.end_ns, self._axis.gap_ns
         found, count, last = self.spans, len(self.spans), self._last
-        span, first = max(end - start, 1), len(found)
+        span, first = max(end - start, 1), count
         for t, value in points:
             if not start <= t <= end:
                 continue
             column = min((t - start) * count // span, count - 1)
-            first = min(first, column if last is None else last[0])
+            if first == count:
+                first = column if last is None else last[0]
             if last is not None and t - last[1] <= gap:
                 for between in range(last[0] + 1, column):
                     found[between] = (last[2], last[2])

@@ -287,9 +287,9 @@ def _follow(reader: Reader, tracks: Tracks, cursor: int) -> int:
     while True:
         batch = reader.samples(tracks.run_id, after=cursor)
         tracks.add(batch.samples)
-        if batch.cursor == cursor:
-            return cursor
         cursor = batch.cursor
+        if not batch.more:
+            return cursor
 
 
 def _fill(reader: Reader, tracks: Tracks, run: Run) -> None:

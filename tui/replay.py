@@ -142,9 +142,9 @@ def _read(reader: Reader, run_id: str | None, since: int | None, until: int | No
     while True:
         batch = reader.samples(run_id, after=cursor, since_ns=since, until_ns=until)
         tracks.add(batch.samples)
-        if batch.cursor == cursor:
-            break
         cursor = batch.cursor
+        if not batch.more:
+            break
     span = reader.span_ns(run_id) if not tracks.series else None
     if span is not None:
         begin, end = max(since or 0, span[0]), min(until or span[1], span[1])

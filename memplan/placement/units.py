@@ -69,15 +69,21 @@ class Unit:
         return self.active_bytes / self.weight_bytes if self.weight_bytes else 1.0
 
 
-_LAST: list[tuple[ModelSpec, tuple[Unit, ...]]] = []
-"""The last model that was cut: one plan cuts the same model several times."""
+_CUT: dict[int, tuple[ModelSpec, tuple[Unit, ...]]] = {}
+"""Models that were cut lately, by identity: one plan cuts the same model several times, and who
+changes quantizations by keys comes back to each. The models are kept, so that no id is used twice.
+"""
+
+_KEPT = 8
 
 
 def cut(spec: ModelSpec) -> tuple[Unit, ...]:
     """Return the units of a model in definition order; together they cover every tensor."""
-    if not _LAST or _LAST[0][0] is not spec:
-        _LAST[:] = [(spec, _cut(spec))]
-    return _LAST[0][1]
+    known = _CUT.pop(id(spec), None) or (spec, _cut(spec))
+    _CUT[id(spec)] = known
+    for old in list(_CUT)[:-_KEPT]:
+        _CUT.pop(old, None)
+    return known[1]
 
 
 def _cut(spec: ModelSpec) -> tuple[Unit, ...]:

@@ -28,6 +28,8 @@ class SampleBatch:
     """Pass it to the next call to get only newer samples; unchanged when nothing is newer."""
     samples: tuple[Sample, ...]
     """Oldest first."""
+    more: bool = False
+    """Was the limit reached, so that the next call returns more at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

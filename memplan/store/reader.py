@@ -44,6 +44,7 @@ class StoreReader:
         self._database = database
         self._host = host
         self._host_id: int | None = None
+        self._ran_on: dict[str, int] = {}
         self._series: dict[tuple[int, str], dict[int, Series]] = {}
         self._engine = reader_engine(database)
         with translated(database), self._engine.connect() as connection, connection.begin():
@@ -158,11 +159,13 @@ class StoreReader:
 
     def _host_of(self, connection: sqlalchemy.Connection, run_id: str | None) -> int:
         """Return the host that a run ran on; without one, the host that is read."""
+        if run_id is not None and run_id in self._ran_on:
+            return self._ran_on[run_id]
         if run_id is not None:
             r = tables.run.c
             found = connection.execute(select(r.host_id).where(r.id == run_id).limit(1)).scalar()
             if found is not None:
-                return int(found)
+                return self._ran_on.setdefault(run_id, int(found))
         if self._host_id is None:
             self._host_id = self._choose_host(connection)
         return self._host_id
@@ -211,15 +214,19 @@ class StoreReader:
         what is still there as samples; `curves` also shows what was rolled up.
         """
         with self._place(run_id) as place:
-            known = self._known(place)
             rows = history.window(
                 place, after=after, since_ns=since_ns, until_ns=until_ns, limit=limit
             )
-        if len(rows) > limit:
+            known = self._series.get((place.host_id, place.run), {})
+            if any(row[1] not in known for row in rows):
+                known = self._known(place)
+        more = len(rows) > limit
+        if more:
             cut, first = rows[limit][0], rows[0][0]
             rows = [row for row in rows if row[0] < cut] or [r for r in rows if r[0] == first]
         samples = [Sample(series=known[i], t_ns=t_ns, value=value) for _, i, t_ns, value in rows]
-        return SampleBatch(cursor=rows[-1][0] if rows else after, samples=tuple(samples))
+        cursor = rows[-1][0] if rows else after
+        return SampleBatch(cursor=cursor, samples=tuple(samples), more=more)
 
     def curves(
         self,

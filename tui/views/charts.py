@@ -71,7 +71,7 @@ def curves(snapshot: Snapshot) -> list[Curve]:
 def axis_ends(snapshot: Snapshot, window_ns: int | None) -> tuple[int, int]:
     """Return the times at the edges: the same for every device.
 
-    While time goes on the right edge moves in hundredths of the whole: what is drawn then stays
+    While time goes on the right edge moves in fiftieths of the whole: what is drawn then stays
     where it is for a while, and only its end is painted again.
     """
     detail = snapshot.detail
@@ -82,7 +82,7 @@ def axis_ends(snapshot: Snapshot, window_ns: int | None) -> tuple[int, int]:
     start = detail.run.started_ns if detail is not None else min(begins, default=end)
     whole = min(end - start, window_ns) if window_ns is not None else end - start
     if detail is None or detail.run.ended_ns is None:
-        step = max(whole // 100, 10**9)
+        step = max(whole // 50, 10**9)
         end = -(-end // step) * step
     if window_ns is not None:
         start = max(start, end - window_ns)
