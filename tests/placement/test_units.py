@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from checkpoints import TINY, save_tiny, write_llama
 
@@ -66,8 +68,6 @@ def test_a_layer_whose_inside_is_unknown_is_one_piece(tmp_path):
 
 def test_a_module_with_own_tensors_and_children_is_one_piece(tmp_path):
     """A map must not name a module and its parent."""
-    from dataclasses import replace
-
     spec = resolve(str(write_llama(tmp_path)))
     tensors = (
         Tensor(name="v.gate", shape=(2,), dtype="float32", bytes=8),
@@ -79,6 +79,20 @@ def test_a_module_with_own_tensors_and_children_is_one_piece(tmp_path):
     assert [piece.names for piece in pieces] == [("v",), ("root_scale",)]
     assert pieces[0].weight_bytes == 28
     assert pieces[0].reload_bytes == 24
+
+
+def test_a_model_that_was_cut_lately_is_not_cut_again(tmp_path):
+    """Also when others were cut in between; after many of them it is, with the same pieces."""
+    spec = resolve(str(write_llama(tmp_path)))
+    pieces = cut(spec)
+    others = [replace(spec, vocab=spec.vocab + i) for i in range(1, 12)]
+    for other in others[:3]:
+        cut(other)
+    assert cut(spec) is pieces
+    for other in others:
+        cut(other)
+    assert cut(spec) is not pieces
+    assert cut(spec) == pieces
 
 
 def test_pieces_stand_in_the_order_of_the_model(tmp_path):

@@ -67,7 +67,9 @@ def test_samples_are_the_same_as_ticks_and_as_blocks(anywhere):
         while (batch := reader.samples(None, after=cursor, limit=33)).samples:
             got += batch.samples
             cursor = batch.cursor
+            assert batch.more == (got[-1] != sent[-1])
         assert got == sent
+        assert not reader.samples(None).more
         window = reader.samples(None, since_ns=BEGIN + 50 * NS, until_ns=BEGIN + 70 * NS)
         assert list(window.samples) == [s for s in sent if 50 <= (s.t_ns - BEGIN) // NS <= 70]
         assert reader.last_sample_ns() == sent[-1].t_ns
