@@ -35,8 +35,9 @@ def main() -> None:
         held.join()
     watch = Watch()
     model = load(transformers, torch, job)
+    loading, loaded = watch.most - watch.base, anonymous() - watch.base
     logits = run(torch, model, job)
-    print(json.dumps({"peak": watch.stop()}))
+    print(json.dumps({"peak": watch.stop(), "loading": loading, "loaded": loaded}))
     torch.save(logits, job["logits"])
 
 

@@ -9,6 +9,7 @@ from memplan.errors import UsageError
 from memplan.footprint.tower import with_images
 from memplan.placement.engines import profile_of
 from memplan.placement.fills import filled
+from memplan.placement.loading import loading_line
 from memplan.placement.loads import Assignment, budget, buffer_line, spill
 from memplan.placement.pins import pinned
 from memplan.placement.several import Block, Spread, blocks_of, missing_bytes, spread
@@ -115,10 +116,11 @@ def _one(work: _Work, main: Device) -> Assignment:
     hosted = work.hosted_cache(main)
     own = own_weights(work.footprint)
     fixed = tuple(line for line in work.footprint.lines if line is not own)
-    fill = _filled(work, main, fixed)
+    fill, loading = _loadable(work, main, fixed)
     resident = [unit for unit in work.units if unit.position in fill.resident]
     away = [unit for unit in work.units if unit.position not in fill.resident]
-    lines = [weights_line(own, resident), *fixed, *buffer_line(work.engine, fill.reload_bytes)]
+    buffer = buffer_line(work.engine, fill.reload_bytes)
+    lines = [weights_line(own, resident), *fixed, *buffer, *loading]
     wishes = {p: name for p, name in work.pins.items() if name != main.name}
     spilled = spill(away, work.slow, gpu=main.kind == "gpu", hosted=hosted, pins=wishes)
     return Assignment(
@@ -131,6 +133,35 @@ def _one(work: _Work, main: Device) -> Assignment:
         short_bytes=max(0, -budget(main, work.footprint.lines, high=False)),
         policy=policy_one(main, work.units, fill, spilled.held, work.engine),
     )
+
+
+_LOADS = 4
+"""Fills that are tried until what is left beside one suffices to load it."""
+
+
+def _loadable(work: _Work, main: Device, fixed: Sequence[Line]) -> tuple[Fill, list[Line]]:
+    """Return what stays, and what loading it takes beyond running where the host computes."""
+    fill, line = _filled(work, main, fixed), list[Line]()
+    if main.kind != "cpu" or work.engine.name != "stream" or work.workload.task == "train":
+        return fill, line
+    for _ in range(_LOADS):
+        need = _loading(work, fill, fixed)
+        if _size(need) <= _size(line):
+            break
+        line = need
+        fill = _filled(work, main, (*fixed, *line))
+    return fill, _loading(work, fill, fixed)
+
+
+def _loading(work: _Work, fill: Fill, fixed: Sequence[Line]) -> list[Line]:
+    stay = sum(unit.weight_bytes for unit in work.units if unit.position in fill.resident)
+    away = {unit.position for unit in work.units} - fill.resident
+    running = _size([line for line in fixed if line.part != "overhead"])
+    return loading_line(work.units, away, stay + running + fill.reload_bytes)
+
+
+def _size(lines: Sequence[Line]) -> int:
+    return sum(line.bytes for line in lines)
 
 
 def _filled(work: _Work, main: Device, fixed: Sequence[Line]) -> Fill:

@@ -154,6 +154,8 @@ def _item(line: Line) -> str:
     for name in (_BUFFER["largest"], _BUFFER["layers"]):
         if line.source.startswith(name):
             return name.replace(" ", "_")
+    if line.source.startswith("loading: "):
+        return "loading"
     if line.part == "overhead":
         return "context"
     shared = ("FSDP2", "ZeRO", "DDP")

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from memplan.types import ModelSpec, Tensor
 
-__all__ = ["Unit", "cut"]
+__all__ = ["Unit", "cut", "is_routed"]
 
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block|blk))\.(\d+)\.")
 
@@ -196,7 +196,7 @@ class _Cutter:
         found = [match for t in tensors if (match := _layer_match(t.name))]
         layers = {int(match[2]) for match in found if match[1] == self._stack}
         blocks = {f"{match[1]}.{match[2]}" for match in found}
-        routed = sum(t.bytes for t in own if _is_routed(t.name))
+        routed = sum(t.bytes for t in own if is_routed(t.name))
         away = tuple(self._away(t) for t in own)
         buffers = (t for t in tensors if t.kind == "buffer" and not t.tied_to)
         return Unit(
@@ -209,7 +209,7 @@ class _Cutter:
             reload_bytes=_reload(names, away, whole_layers=self._whole),
             away_bytes=sum(t.bytes for t in away),
             active_bytes=sum(t.bytes for t in own) - routed + int(routed * self._share),
-            resaved_bytes=sum(t.bytes for t in away if self._unsaved or _is_routed(t.name)),
+            resaved_bytes=sum(t.bytes for t in away if self._unsaved or is_routed(t.name)),
             lookup=self._is_lookup(names, own),
             tensors=own,
         )
@@ -225,7 +225,8 @@ class _Cutter:
         return bool(own) and tables and all(_TABLE.search(name) for name in names)
 
 
-def _is_routed(name: str) -> bool:
+def is_routed(name: str) -> bool:
+    """Say whether a tensor belongs to routed experts."""
     return any(mark in name for mark in _ROUTED)
 
 
@@ -234,7 +235,7 @@ def _active_share(spec: ModelSpec) -> float:
     if spec.active_parameters is None:
         return 1.0
     own = (t for t in spec.tensors if t.kind == "parameter" and not t.tied_to)
-    routed = sum(math.prod(t.shape) for t in own if _is_routed(t.name))
+    routed = sum(math.prod(t.shape) for t in own if is_routed(t.name))
     asleep = spec.parameters - spec.active_parameters
     return min(max(1 - asleep / routed, 0.0), 1.0) if routed else 1.0
 

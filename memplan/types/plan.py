@@ -145,7 +145,7 @@ class Ledger:
     """Upper end of the band of the total."""
     items: FrozenMap[int] = field(default_factory=FrozenMap)
     """The same total by purpose: "weights", "kv_cache", "activations", "reload_buffer",
-    "prefetch_buffer", "communication", "context" ..."""
+    "prefetch_buffer", "loading", "communication", "context" ..."""
     reused_bytes: int = 0
     """Weights that are read here from the checkpoint's own files, so that they take no new room
     (disk)."""
