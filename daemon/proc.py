@@ -64,6 +64,18 @@ def raise_descriptor_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+_SPARE = 16
+"""Descriptors that are never kept: listing, reading a file and the store need some for a moment."""
+
+
+def _may_keep(descriptor: int) -> bool:
+    """Return True where enough descriptors are left beside one that is to be kept.
+
+    The kernel gives the lowest free number, so the number tells how many are in use.
+    """
+    return descriptor < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE
+
+
 def read_at(path: str, folder: int | None = None, size: int = _READ_BYTES) -> bytes | None:
     """Return the beginning of a small file, or None when it cannot be read.
 
@@ -155,6 +167,9 @@ class ProcFolder:
             return None
         except OSError:  # out of descriptors: by path, with the risk of a reused id
             return Process(pid, path, None)
+        if not _may_keep(folder):
+            os.close(folder)
+            return Process(pid, path, None)
         return Process(pid, path, folder)
 
 
@@ -193,10 +208,19 @@ class Process:
             return self.read("status")
         try:
             if self._status is None:
-                self._status = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+                self._keep_status(self._folder)
+            if self._status is None:
+                return self.read("status")
             return os.pread(self._status, _STATUS_BYTES, 0) or None
         except OSError:
             return self.read("status")
+
+    def _keep_status(self, folder: int) -> None:
+        descriptor = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        if _may_keep(descriptor):
+            self._status = descriptor
+        else:
+            os.close(descriptor)
 
     def stat(self) -> Stat | None:
         """Return its place among others, or None when it is gone."""

@@ -109,6 +109,7 @@ class Sampler:
 
         Raises UsageError for an interval below 10 ms or that is not finite.
         """
+        self.set_interval(interval_s)
         self.writer = writer
         """Where samples go; may be replaced when another process takes the database over."""
         self.counts = Counts()
@@ -144,7 +145,6 @@ class Sampler:
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
         self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
         self._last_t_ns = 0
-        self.set_interval(interval_s)
 
     def set_interval(self, interval_s: float) -> None:
         """Take another interval from the next tick on. Raises UsageError as the constructor."""

@@ -65,7 +65,7 @@ def _number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise UsageError(f"{name} is no number: {text!r}", hint="memplan config show") from error
+        raise UsageError(f"{name} is not a number: {text!r}", hint="memplan config show") from error
     if not 0 <= value <= 86400:
         raise UsageError(f"{name} makes no sense: {text!r}", hint="memplan config show")
     return value

@@ -150,7 +150,10 @@ def _keep_highest(into: dict[str, int], values: Mapping[str, int]) -> None:
 
 def _planned(ledger: Ledger, plan: Plan, measured: _Measured) -> DeviceComparison:
     reading = measured.reading(ledger.name)
-    planned, low, high = ledger.total_bytes, ledger.low_bytes, ledger.high_bytes
+    read = ledger.reused_bytes
+    planned, low, high = (
+        size + read for size in (ledger.total_bytes, ledger.low_bytes, ledger.high_bytes)
+    )
     if not reading.overhead_included and reading.peak is not None:
         lines = [line for line in plan.footprint.lines if line.part == "overhead"]
         planned -= sum(line.bytes for line in lines)
@@ -159,7 +162,7 @@ def _planned(ledger: Ledger, plan: Plan, measured: _Measured) -> DeviceCompariso
     parts = tuple(
         PartComparison(
             part=part,
-            planned_bytes=ledger.parts.get(part, 0),
+            planned_bytes=ledger.parts.get(part, 0) + (read if part == "weights" else 0),
             measured_bytes=measured.part(ledger.name, part, process=reading.overhead_included),
         )
         for part in PARTS

@@ -74,6 +74,18 @@ def test_offloaded_weights_are_measured_where_they_lie():
     assert (disk.peak_bytes, disk.gap_bytes, disk.within_band) == (50 * MIB, 0, True)
 
 
+def test_weights_that_are_read_from_the_checkpoint_are_planned_there():
+    """They take no new space on the disk, and they lie there all the same."""
+    plan = make_plan()
+    disk = plan.devices[1]
+    read = replace(disk, parts=FrozenMap({}), low_bytes=0, high_bytes=0, reused_bytes=50 * MIB)
+    phases = [make_phase(counters=FrozenMap({"disk.weights": 50 * MIB}))]
+    again = replace(plan, devices=(plan.devices[0], read))
+    row = compare(again, make_run(), peaks=[], phases=phases).devices[1]
+    assert (row.planned_bytes, row.gap_bytes, row.within_band) == (50 * MIB, 0, True)
+    assert [(part.part, part.planned_bytes) for part in row.parts] == [("weights", 50 * MIB)]
+
+
 def test_the_start_phase_measures_the_overhead_of_a_host_process():
     """RSS after the imports and before the first weight."""
     phases = [make_phase(name="start", counters=FrozenMap({"process.rss": 333 * MIB}))]

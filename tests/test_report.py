@@ -11,7 +11,7 @@ from strategies import instances
 
 from memplan.compare import compare
 from memplan.report import comparison_text, plan_text, run_text, table
-from memplan.types import Change, FrozenMap, Peak, Plan
+from memplan.types import Change, FrozenMap, Peak, Plan, Series
 from memplan.units import MIB
 
 PEAKS = [
@@ -75,3 +75,21 @@ def test_columns_are_as_wide_as_their_widest_cell():
 def test_every_plan_can_be_printed(plan):
     """Whatever its numbers are."""
     assert plan_text(plan).endswith("\n")
+
+
+def test_a_run_lists_its_largest_processes_and_counts_the_rest():
+    """Helpers that come and go do not hide the program."""
+    peaks = [
+        Peak(
+            series=Series(run_id="r-1", entity=f"process:{pid}", metric="rss_bytes"),
+            value=pid * MIB,
+            t_ns=T0,
+            count=1,
+        )
+        for pid in range(1, 10)
+    ]
+    text = run_text(make_run(), peaks=peaks, unit="MiB")
+    assert "process:9" in text
+    assert "process:6" in text
+    assert "process:5" not in text
+    assert "and 5 smaller processes: memplan export" in text

@@ -129,11 +129,12 @@ def _pretended(spec: ModelSpec, workload: Workload, baseline: int | None) -> lis
 def _too_small(ledger: Ledger) -> int:
     """Return a capacity at which a part of the weights must go elsewhere.
 
-    Room for the upper end of all else and some weights, but less than everything needs.
+    Room for the upper end of all else, the buffer through which weights come and some of them, but
+    less than everything needs.
     """
     weights = ledger.parts.get("weights", 0)
     rest = ledger.high_bytes - weights
-    return rest + min(int(_SHARE * weights), max((ledger.total_bytes - rest) // 2, 0))
+    return rest + min(int(_SHARE * weights), max((ledger.total_bytes - rest) * 15 // 16, 0))
 
 
 def _usable_gpu() -> list[Device]:

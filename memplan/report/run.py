@@ -49,8 +49,29 @@ def _peak_table(peaks: Sequence[Peak], unit: str) -> list[str]:
     if not peaks:
         return []
     rows = [["series", "metric", f"peak {unit}", "samples"]]
+    left_out = _small_processes(peaks)
     for peak in sorted(peaks, key=lambda p: (p.series.entity, p.series.metric)):
+        if peak.series.entity in left_out:
+            continue
         is_bytes = peak.series.metric.endswith("_bytes")
         value = number(peak.value, unit) if is_bytes else str(peak.value)
         rows.append([peak.series.entity, peak.series.metric, value, str(peak.count)])
-    return table(rows, "llrr")
+    lines = table(rows, "llrr")
+    if left_out:
+        lines.append(f"  and {len(left_out)} smaller processes: memplan export RUN")
+    return lines
+
+
+_LISTED_PROCESSES = 4
+"""A program's helpers come and go by the dozen: a summary names the largest."""
+
+
+def _small_processes(peaks: Sequence[Peak]) -> set[str]:
+    """Return all processes but the largest, each by its highest peak."""
+    sizes: dict[str, int] = {}
+    for peak in peaks:
+        entity, metric = peak.series.entity, peak.series.metric
+        if entity.startswith("process:") and metric.endswith("_bytes"):
+            sizes[entity] = max(peak.value, sizes.get(entity, 0))
+    order = sorted(sizes, key=lambda entity: -sizes[entity])
+    return set(order[_LISTED_PROCESSES:])

@@ -72,4 +72,4 @@ def test_the_settings_interval_must_be_a_number(home, capsys, monkeypatch):
     """It is named with its value."""
     monkeypatch.setenv("MEMPLAN_INTERVAL", "often")
     assert run(["daemon", "run"]) == 2
-    assert "interval is not a number of seconds: 'often'" in capsys.readouterr().err
+    assert "interval is not a number: 'often'" in capsys.readouterr().err

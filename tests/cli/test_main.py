@@ -101,3 +101,12 @@ def test_colour_is_for_terminals_and_for_those_who_ask(settings, arguments, colo
         env={**os.environ, **settings},
     )
     assert ("\x1b[" in done.stderr) == coloured
+
+
+@pytest.mark.parametrize("group", ["watch", "daemon", "db"])
+def test_a_group_without_a_command_prints_its_help(capsys, group):
+    """As click does, with its lines, and the exit code of wrong usage."""
+    assert run([group]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("Usage:")
+    assert "\nCommands:" in text
