@@ -32,10 +32,10 @@ TESTS = Path(__file__).parent.parent
 CONTEXT = 4
 
 COMMON = {
-    "vocab_size": 32000,
+    "vocab_size": 16000,
     "hidden_size": 1024,
     "intermediate_size": 8192,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 7,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "max_position_embeddings": 256,
@@ -56,7 +56,7 @@ KINDS = {
     "phi3": ("Phi3ForCausalLM", {}),
     "gpt2": (
         "GPT2LMHeadModel",
-        {"n_embd": 1536, "n_layer": 9, "n_head": 8, "n_positions": 256, "vocab_size": 32000},
+        {"n_embd": 1536, "n_layer": 7, "n_head": 8, "n_positions": 256, "vocab_size": 16000},
     ),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
@@ -78,11 +78,11 @@ KINDS = {
     "t5": (
         "T5ForConditionalGeneration",
         {
-            "vocab_size": 32000,
+            "vocab_size": 16000,
             "d_model": 1024,
             "d_kv": 128,
             "d_ff": 8192,
-            "num_layers": 6,
+            "num_layers": 5,
             "num_heads": 8,
             "tie_word_embeddings": False,
         },
@@ -225,7 +225,8 @@ def test_a_plan_runs_within_its_band_and_answers_as_without_offload(bench):
     print(f"{limit / 1e6:.0f}: {on_host.total_bytes / 1e6:.1f} planned, {seen}, {on_host.items}")
     peak = seen["peak"]
     assert on_host.low_bytes - MIB <= peak <= on_host.high_bytes  # the interpreter was there before
-    assert peak == pytest.approx(on_host.total_bytes, rel=0.08)
+    # Loading of experts is counted upwards (DeepSeek: 100.7 MB beside what stays, 83.9 held).
+    assert 0.85 * on_host.total_bytes <= peak <= 1.01 * on_host.total_bytes
     written = sum(f.stat().st_size for f in bench.folder.glob("offload-half/*.safetensors"))
     assert on_disk.parts.get("weights", 0) == pytest.approx(written, rel=0.01, abs=4096)
 
