@@ -51,9 +51,9 @@ llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it aga
 	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
 	    $(BIN)/python -m pytest -n 2 -m llamacpp
 
-reference: $(STAMP) ## Hold published trainings, litgpt's own model code too, against the planner (minutes)
+reference: $(STAMP) ## Hold litgpt's published trainings, by its own model code, against the planner (half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/reference/requirements.txt
-	$(BIN)/memplan validate --cases tests/reference/training.jsonl
+	$(BIN)/memplan validate --cases tests/reference/litgpt.jsonl
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check
