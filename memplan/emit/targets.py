@@ -40,8 +40,6 @@ class Gpu:
 class Target:
     """One target."""
 
-    about: str
-    """What is written, in a line of the help text."""
     files: Callable[[Plan, ModelSpec | None, Gpu | None], dict[str, str]]
     """(plan, built model or None, GPU or None) -> file name -> content."""
     needs_model: bool = False
@@ -56,49 +54,38 @@ def _built(spec: ModelSpec | None) -> ModelSpec:
 
 TARGETS: Mapping[str, Target] = {
     "accelerate": Target(
-        about="accelerate.json (device_map, max_memory, offload_folder) and load.py",
         files=lambda plan, spec, _: accelerate.files(plan, _built(spec)),
         needs_model=True,
     ),
     "transformers": Target(
-        about="transformers.json (quantization config, from_pretrained, generate), load.py",
         files=lambda plan, spec, _: transformers.files(plan, _built(spec)),
         needs_model=True,
     ),
     "fsdp2": Target(
-        about="fsdp2.yaml (accelerate launch) and sft_config.json (TRL, Trainer)",
         files=lambda plan, *_: fsdp2.files(plan),
     ),
     "deepspeed": Target(
-        about="ds_config.json (ZeRO, offload), launch.sh, hostfile, sft_config.json",
         files=lambda plan, *_: deepspeed.files(plan),
     ),
     "torchrun": Target(
-        about="launch.sh and train.py, which divides the model (DDP, FSDP2, TP)",
         files=lambda plan, spec, _: torchrun.files(plan, _built(spec)),
         needs_model=True,
     ),
     "peft": Target(
-        about="adapter_config.json (LoraConfig), adapters.py, sft_config.json",
         files=lambda plan, spec, _: peft.files(plan, _built(spec)),
         needs_model=True,
     ),
-    "vllm": Target(about="vllm.sh", files=lambda plan, *_: vllm.files(plan)),
-    "sglang": Target(about="sglang.sh", files=lambda plan, *_: sglang.files(plan)),
+    "vllm": Target(files=lambda plan, *_: vllm.files(plan)),
+    "sglang": Target(files=lambda plan, *_: sglang.files(plan)),
     "llama.cpp": Target(
-        about="llama.args, and llama.sh, which runs one of its programs with them",
         files=lambda plan, spec, _: llamacpp.files(plan, _built(spec)),
         needs_model=True,
     ),
     "kubernetes": Target(
-        about="kubernetes.yaml, a container's resources",
         files=lambda plan, _, gpu: cluster.kubernetes_files(plan, gpu.vendor if gpu else None),
     ),
-    "ray": Target(
-        about="ray.json, a placement group", files=lambda plan, *_: cluster.ray_files(plan)
-    ),
+    "ray": Target(files=lambda plan, *_: cluster.ray_files(plan)),
     "skypilot": Target(
-        about="sky.yaml, a task, with the engine's own files",
         files=lambda *given: _skypilot(*given),  # noqa: PLW0108 - it is defined below
         needs_model=True,
     ),
