@@ -51,9 +51,9 @@ llamacpp: $(STAMP) ## Build llama.cpp (ten minutes, once), hold plans for it aga
 	MEMPLAN_LLAMA_FIT_PARAMS=$(CURDIR)/build/llama.cpp/bin/llama-fit-params \
 	    $(BIN)/python -m pytest -n 2 -m llamacpp
 
-reference: $(STAMP) ## Hold litgpt's published trainings, by its own model code, against the planner (half an hour)
+reference: $(STAMP) ## Hold the planner against every published measurement, litgpt's by its own model code (minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/reference/requirements.txt
-	$(BIN)/memplan validate --cases tests/reference/litgpt.jsonl
+	$(BIN)/memplan validate --quiet tests/reference/*.jsonl
 
 check: $(STAMP) ## Lint, types and layers
 	$(BIN)/ruff check

@@ -43,6 +43,8 @@ _WORK = (
     "precision",
     "loss",
     "data",
+    "eval_batch",
+    "compile",
     "lora_dropout",
     "lora_dtype",
     "estimator",

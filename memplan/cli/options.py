@@ -173,6 +173,18 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="train: padded batches need a mask. Default: packed.",
     ),
     click.option(
+        "--eval-batch",
+        type=_COUNT,
+        metavar="N",
+        help="train: sequences at once of an evaluation between steps. Default: no evaluation.",
+    ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        default=None,
+        help="train: the model runs through torch.compile, which widens the band.",
+    ),
+    click.option(
         "--gpus", type=_COUNT, metavar="N", help="GPUs in all, each as --device says. Default: 1."
     ),
     click.option("--nodes", type=_COUNT, metavar="N", help="train: machines that they are in."),

@@ -22,7 +22,9 @@ EXIT_FINDING = 1
 @click.command("validate")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print every case and the table as JSON.")
-@click.option("--cases", "show_cases", is_flag=True, help="Print every case before the table.")
+@click.option(
+    "--cases", "show_cases", is_flag=True, help="Print every case as soon as it is known."
+)
 @click.option("--quiet", is_flag=True, help="Print the table alone.")
 def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet: bool) -> int:
     """Hold the planner against real measurements, one JSON object a line in FILES.
@@ -41,13 +43,17 @@ def validate(*, files: tuple[Path, ...], as_json: bool, show_cases: bool, quiet:
     from memplan.validate.table import rows
 
     cases = [case for file in files for case in read_cases(file)]
-    predictions = list(_shown(predict_all(cases), len(cases)))
+    predictions = []
+    for prediction in _shown(predict_all(cases), len(cases)):
+        predictions.append(prediction)
+        if show_cases and not as_json:
+            click.echo(_case_line(prediction))
     table = rows(predictions)
     if as_json:
         click.echo(json.dumps(_json(predictions, table), indent=2))
     else:
         if show_cases:
-            click.echo("\n".join(_case_line(p) for p in predictions) + "\n")
+            click.echo()
         click.echo(_text(table))
         _tell_skipped(predictions)
         if not quiet:

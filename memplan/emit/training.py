@@ -143,6 +143,8 @@ def trainer_arguments(plan: Plan, target: str) -> dict[str, Any]:
         "run_name": f"memplan {plan.memplan_version}, plan {plan.id or 'not saved'}",
         "per_device_train_batch_size": work.batch,
         "gradient_accumulation_steps": work.grad_accum or 1,
+        **({"per_device_eval_batch_size": work.eval_batch} if work.eval_batch else {}),
+        **({"torch_compile": True} if work.compile else {}),
         "max_length": work.seq,
         "packing": work.data == "packed",
         "bf16": mixed == "bf16-mixed",

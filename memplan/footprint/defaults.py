@@ -38,6 +38,8 @@ _TRAIN_ONLY = (
     "precision",
     "loss",
     "data",
+    "eval_batch",
+    "compile",
     "lora_dropout",
     "lora_dtype",
     "offload_optimizer",

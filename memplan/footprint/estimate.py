@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from memplan.errors import UnsupportedModelError
+from memplan.footprint.compiled import compiled
 from memplan.footprint.defaults import ADAPTER_METHODS
 from memplan.footprint.lines import band_line, exact_line
 from memplan.footprint.optimizer import (
@@ -154,5 +155,6 @@ def _training(spec: ModelSpec, workload: Workload, kind: str) -> list[Line]:
     if not spec.layers:
         return lines
     engine = trainer(workload.runtime)
-    lines.append(engine.training_line(spec, workload, gradients=gradients, kind=kind))
+    line = engine.training_line(spec, workload, gradients=gradients, kind=kind)
+    lines.append(compiled(line) if workload.compile else line)
     return lines

@@ -62,6 +62,10 @@ def _settings(plan: Plan) -> Iterable[str]:
         yield f"{work.method}, {work.optimizer}, {work.precision}"
         yield f"sequence {work.seq}"
         yield f"checkpointing {work.checkpointing}"
+        if work.eval_batch:
+            yield f"evaluation by {work.eval_batch}"
+        if work.compile:
+            yield "torch.compile"
     yield f"batch {work.batch}"
 
 
@@ -82,7 +86,18 @@ def _parts(plan: Plan, unit: str, *, bars: bool) -> list[str]:
     end = table(
         [*rows, ["total", number(footprint.total_bytes, unit), spread, "", "", ""]], "lrllll"
     )
-    return [*lines, "  " + "-" * (max(len(line) for line in lines) - 2), end[-1]]
+    return [*lines, "  " + "-" * (max(len(line) for line in lines) - 2), end[-1], *_closer(plan)]
+
+
+def _closer(plan: Plan) -> list[str]:
+    """Return what narrows the band of a closed form that nobody asked for."""
+    work = plan.workload
+    traced = work.runtime == "transformers" and work.estimator == "formula"
+    if not traced or "estimator" not in work.assumed or not plan.footprint.lines:
+        return []
+    if all(line.basis != "formula" for line in plan.footprint.lines if line.part == "activations"):
+        return []
+    return ["  closer: --estimator trace runs the model's own code without its memory (seconds)"]
 
 
 def _part_row(line: Line, total: int, unit: str, *, bars: bool) -> list[str]:

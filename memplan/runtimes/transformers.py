@@ -236,8 +236,12 @@ def training_line(
     100 M parameters in float32: 55 % of 580 MiB and 80 % of 290 MiB stayed resident. Half is taken
     for the estimate, none and all for the ends of the band.
 
+    An evaluation between steps (`eval_batch`) is a fourth instant: logits, their float32 copy and
+    its log-softmax, or one layer's feed-forward part, beside no gradient.
+
     Band: 0.6 to 1.6 times the saved tensors, and 128 MiB.
     """
+    evaluated = _evaluation_bytes(spec, workload)
     kept, loss, temporary = training_moments(spec, workload, gradients=gradients, kind=kind)
     accumulated = (workload.grad_accum or 1) > 1
 
@@ -245,7 +249,8 @@ def training_line(
         forward = int(scale * (kept + loss)) + (gradients if accumulated else 0)
         backward = gradients + int(scale * kept / max(len(spec.layers), 1))
         stays = int(freed * scale * (kept + loss)) if kind == "cpu" else 0
-        return max(forward, backward, gradients + step) - gradients + stays
+        peak = max(forward, backward, gradients + step, int(scale * evaluated))
+        return peak - gradients + stays
 
     attention = "eager" if workload.attention == "eager" else "flash"
     return Line(
@@ -256,6 +261,21 @@ def training_line(
         basis="formula",
         source=f"saved tensors ({attention}), logits and the step's temporaries",
     )
+
+
+def _evaluation_bytes(spec: ModelSpec, workload: Workload) -> int:
+    """Return T·V·(b + 8), or the widest layer's feed-forward moment: a pass without gradients."""
+    if workload.eval_batch is None:
+        return 0
+    assert workload.seq is not None
+    element = 2 if workload.precision != "fp32" else 4
+    tokens = workload.eval_batch * workload.seq
+    logits = tokens * spec.vocab * (element + 8)
+    layers = (
+        act.mlp_moment_bytes(_shape(spec, x), tokens=tokens, element_bytes=element)
+        for x in set(spec.layers)
+    )
+    return max(logits, *layers)
 
 
 def training_moments(

@@ -91,7 +91,8 @@ def _adapted(model: Any, work: Workload) -> Any:
         use_rslora=work.method == "rslora",
     )
     try:
-        adapted = peft.get_peft_model(model, settings)
+        with torch.device("meta"):
+            adapted = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UsageError(
             f"PEFT finds no place for adapters: {' '.join(str(error).split())[:200]}",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from memplan.errors import MissingDependencyError
+from memplan.footprint.compiled import compiled
 from memplan.footprint.estimate import estimate
 from memplan.footprint.lines import exact_line
 from memplan.footprint.optimizer import PAGED
@@ -194,6 +195,8 @@ def _replaced(plain: Footprint, traced: Traced, workload: Workload, kind: str) -
     others = [line for line in plain.lines if line.part == "overhead"]
     peak = traced.allocated_bytes + paged if traced.allocated_bytes else traced.peak_bytes
     line = _traced_line(traced, peak - known, workload, kind)
+    if workload.compile:
+        line = compiled(line)
     beside = _freed(traced) if kind == "cpu" else _slack(traced)
     return Footprint(lines=(*exact, line, *beside, *others))
 

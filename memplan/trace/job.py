@@ -34,6 +34,7 @@ _FIELDS = (
     "precision",
     "loss",
     "data",
+    "eval_batch",
     "lora_rank",
     "lora_targets",
     "lora_dropout",

@@ -5,14 +5,21 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from memplan.trace.record import Recording
 
-__all__ = ["Scratch", "Tracker"]
+__all__ = ["Run", "Scratch", "Tracker"]
 
 Scratch = Callable[[str, tuple[Any, ...]], int]
 """(operator, arguments) -> bytes that it takes inside."""
+Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""(operator, arguments, named arguments) -> what it returns."""
+
+
+def _run_as_it_is(operator: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return operator(*args, **named)
 
 
 def _key(storage: Any) -> int:
@@ -72,12 +79,15 @@ class Tracker:
         return forget
 
     @contextmanager
-    def watching(self, model: Any, scratch: Scratch = lambda *_: 0) -> Iterator[None]:
+    def watching(
+        self, model: Any, scratch: Scratch = lambda *_: 0, run: Run = _run_as_it_is
+    ) -> Iterator[None]:
         """Watch every operator, and know which module of a model runs.
 
         Args:
             model: its modules give the names.
             scratch: (operator, arguments) -> bytes that it takes inside while it runs.
+            run: runs an operator.
         """
         from torch.nn.modules import module as hooks
 
@@ -96,18 +106,27 @@ class Tracker:
             hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
-            with _mode(self._run, scratch):
+            with _mode(partial(self._record, scratch=scratch, run=run)):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
             del stack[1:]
 
-    def _run(self, operator: Any, call: Callable[[], Any], hidden: int) -> Any:
+    def _record(
+        self,
+        operator: Any,
+        args: tuple[Any, ...],
+        named: dict[str, Any],
+        *,
+        scratch: Scratch,
+        run: Run,
+    ) -> Any:
         """Run an operator, with what it takes inside alive beside its results."""
         recording, module = self.recording, self._modules[-1]
+        hidden = scratch(operator._schema.name, args)  # noqa: SLF001 - no public name without overload
         number = recording.add(hidden, module, operator) if hidden else None
-        result = call()
+        result = run(operator, args, named)
         if isinstance(result, tuple | list):
             for item in result:
                 self._see_all(item if isinstance(item, list) else (item,), operator)
@@ -123,7 +142,7 @@ class Tracker:
                 self._see(value, operator)
 
 
-def _mode(run: Callable[[Any, Callable[[], Any], int], Any], scratch: Scratch) -> Any:
+def _mode(record: Run) -> Any:
     """Return a dispatch mode that hands every operator over."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -131,7 +150,11 @@ def _mode(run: Callable[[Any, Callable[[], Any], int], Any], scratch: Scratch) -
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            hidden = scratch(func._schema.name, args)  # noqa: SLF001 - no public name without overload
-            return run(func, lambda: func(*args, **(kwargs or {})), hidden)
+            return record(func, args, kwargs or {})
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Say that nothing compiles here: torch would wrap every call to make sure of it."""
+            return False
 
     return Mode()

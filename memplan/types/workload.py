@@ -9,7 +9,9 @@ from memplan.types.base import Extra, no_extra
 
 __all__ = ["Workload"]
 
-_COUNTED = ("context", "batch", "prefill_chunk", "seq", "grad_accum", "draft_tokens")
+_COUNTED = (
+    *("context", "batch", "prefill_chunk", "seq", "grad_accum", "eval_batch", "draft_tokens"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,10 @@ class Workload:
     data: str | None = None
     """"packed": every token counts; "padded": sequences of a batch differ in length, so that a
     mask is built (train)."""
+    eval_batch: int | None = None
+    """Sequences at once of an evaluation without gradients between steps (train); None = none."""
+    compile: bool | None = None
+    """The model runs through torch.compile (train)."""
     lora_dropout: float | None = None
     """Share of the adapters' inputs that is dropped, 0 to 1 (train)."""
     lora_dtype: str | None = None

@@ -76,13 +76,13 @@ def predict_all(cases: Sequence[Case]) -> Iterator[Prediction]:
     A kept trace or a closed form costs milliseconds, a new trace seconds.
     """
     traced = sum(case.options.get("task") == "train" for case in cases)
-    workers = min(os.cpu_count() or 1, traced // _EACH)
+    workers = min(len(os.sched_getaffinity(0)), traced // _EACH)
     if workers < 2:
         yield from map(predict, cases)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        yield from pool.map(predict, cases, chunksize=2)
+        yield from pool.map(predict, cases)
 
 
 _EACH = 4

@@ -69,6 +69,11 @@ CASES = {
     "padding mask": (LLAMA, {"data": "padded"}),
     "mixture of experts": (MIXTRAL, {}),
     "Gemma 3": (GEMMA3, {}),
+    "evaluation": (LLAMA, {"batch": 1, "eval_batch": 16}),
+    "evaluation of adapters with dropout": (
+        LLAMA,
+        {**LORA, "lora_dropout": 0.1, "batch": 1, "eval_batch": 16},
+    ),
     "SGD": (LLAMA, {"optimizer": "sgd"}),
     "optimizer in backward": (LLAMA, {"optimizer": "adamw-in-backward"}),
     "mixed precision": (LLAMA, {"dtype": "float32", "precision": "bf16-mixed"}),
@@ -109,6 +114,14 @@ def step_in_backward(parameters):
     for parameter in parameters:
         parameter.register_post_accumulate_grad_hook(update)
     return torch.optim.SGD([torch.zeros(1)])
+
+
+def batch_of(sequences, length):
+    """Tokens with labels."""
+    import torch
+
+    ids = torch.zeros(sequences, length, dtype=torch.long)
+    return {"input_ids": ids, "labels": torch.zeros_like(ids), "use_cache": False}
 
 
 def real_peak(job):
@@ -155,8 +168,8 @@ def real_peak(job):
     base = sum(s.nbytes() for s in {t.data_ptr(): t.untyped_storage() for t in tensors}.values())
     trace = MemoryTrace(torch)
     trace.start()
-    ids = torch.zeros(work.batch, work.seq, dtype=torch.long)
-    inputs = {"input_ids": ids, "labels": torch.zeros_like(ids), "use_cache": False}
+    inputs = batch_of(work.batch, work.seq)
+    ids = inputs["input_ids"]
     if work.data == "padded":
         mask = torch.ones_like(ids)
         mask[0, 0] = 0
@@ -172,6 +185,10 @@ def real_peak(job):
             del loss
         optimizer.step()
         optimizer.zero_grad()
+    if work.eval_batch:
+        inputs = [inputs, batch_of(work.eval_batch, work.seq)]
+        with torch.no_grad():
+            model.eval()(**inputs[1])
     return base + trace.stop()["cpu.peak_allocated"]
 
 
@@ -199,6 +216,19 @@ def test_steps_within_backward_keep_no_gradients():
     assert usual.gradients_bytes == usual.weights_bytes
     steps = [p.peak_bytes for t in (usual, early) for p in t.phases if p.name == "step 2"]
     assert steps[0] - steps[1] >= usual.gradients_bytes - early.gradients_bytes
+
+
+def test_the_peak_of_a_large_evaluation_is_named():
+    """It decides where its batch is large, and changes nothing where it is small."""
+    from memplan.trace.run import record_job, summarise
+
+    plain, small, large = (
+        summarise(record_job(job_of(LLAMA, batch=2, eval_batch=size)), gpu=False)
+        for size in (None, 1, 32)
+    )
+    assert plain.peak_phase == small.peak_phase != "evaluation"
+    assert plain.peak_bytes == small.peak_bytes
+    assert large.peak_phase == "evaluation"
 
 
 @pytest.mark.parametrize("chunk", [None, 1024])
