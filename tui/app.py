@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
-from memplan_tui import export
 from memplan_tui.keys import KEYS, bindings
 from memplan_tui.messages import Polled, Request, Snapshot
 from memplan_tui.page import Page
 from memplan_tui.poller import Poller
 from memplan_tui.replaying import Replaying
-from memplan_tui.screens.compare import CompareScreen
-from memplan_tui.screens.help import HelpScreen
 from memplan_tui.screens.live import LiveScreen
-from memplan_tui.screens.plan import Planner, PlanScreen
-from memplan_tui.screens.runs import FleetScreen, RunsScreen
 from memplan_tui.text import tr
 from memplan_tui.themes import DEFAULT, THEMES
 from memplan_tui.views.charts import curves
 from memplan_tui.views.words import WINDOWS, Look, clock, sampler
 from textual import work
-from textual.app import ScreenStackError, SystemCommand
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.screen import Screen
@@ -33,9 +30,22 @@ from memplan.chart import glyphs
 from memplan.store.base import Reader
 from memplan.store.reader import StoreReader
 
+if TYPE_CHECKING:
+    from memplan_tui.screens.plan import Planner
+
 __all__ = ["MemplanApp"]
 
 _UNITS = ("GiB", "MiB", "GB")
+
+
+_SCREENS = {
+    "live": "live:LiveScreen",
+    "plan": "plan:PlanScreen",
+    "compare": "compare:CompareScreen",
+    "runs": "runs:RunsScreen",
+    "fleet": "runs:FleetScreen",
+}
+"""Mode -> where its screen is: imported when it is first shown."""
 
 
 class Source(Protocol):
@@ -55,13 +65,7 @@ class MemplanApp(Replaying):
 
     TITLE = "memplan"
     ENABLE_COMMAND_PALETTE = True
-    MODES: ClassVar[dict[str, Callable[[], Screen[None]]]] = {  # type: ignore[assignment]
-        "live": LiveScreen,
-        "plan": PlanScreen,
-        "compare": CompareScreen,
-        "runs": RunsScreen,
-        "fleet": FleetScreen,
-    }
+    DEFAULT_MODE = "live"
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings("app"),
         Binding("escape", "app.show('live')", "Live", id="app.home", show=False),
@@ -103,7 +107,7 @@ class MemplanApp(Replaying):
         super().__init__(database, open_reader=open_reader, replay=replay)
         for known in THEMES:
             self.register_theme(known)
-        self.theme = theme if theme in self.available_themes else DEFAULT
+        self._wear(theme if theme in self.available_themes else DEFAULT)
         self.unicode = unicode
         self.planner = planner
         self.moved = dict(moved or {})
@@ -115,9 +119,22 @@ class MemplanApp(Replaying):
         self._paused = False
         self.set_keymap(self.moved)
 
+    def _wear(self, theme: str) -> None:
+        """Choose the first colours: set as usual, the library would parse all its CSS twice."""
+        if self.available_themes[theme].ansi:
+            self.theme = theme
+            return
+        self.set_reactive(App.theme, theme)
+        self.stylesheet.set_variables(self.get_css_variables())
+
+    def get_default_screen(self) -> Screen[None]:
+        """Return the first screen."""
+        return LiveScreen()
+
     def on_mount(self) -> None:
-        """Open the first screen and begin to poll."""
-        self.switch_mode("live")
+        """Begin to poll."""
+        for mode, place in _SCREENS.items():
+            self.add_mode(mode, partial(_screen, place))
         self.begin_replay()
         self.poll()
         self.set_interval(self._interval_s, self._tick)
@@ -206,6 +223,8 @@ class MemplanApp(Replaying):
         self.action_show("runs")
 
         def choose() -> None:
+            from memplan_tui.screens.runs import RunsScreen
+
             if isinstance(self.screen, RunsScreen):
                 self.screen.filter(host)
 
@@ -260,6 +279,8 @@ class MemplanApp(Replaying):
 
     def action_help(self) -> None:
         """Open the help page."""
+        from memplan_tui.screens.help import HelpScreen
+
         name = self.screen.NAME if isinstance(self.screen, Page) else ""
         self.push_screen(HelpScreen(name, self.moved, unicode=self.unicode))
 
@@ -271,6 +292,8 @@ class MemplanApp(Replaying):
 
     def action_export(self) -> None:
         """Write curves, facts and the screen into the folder."""
+        from memplan_tui import export
+
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self._now_ns() / 1e9))
         try:
             svg = self.export_screenshot(title="memplan")
@@ -298,3 +321,9 @@ class MemplanApp(Replaying):
             self.call_later(run)
 
         return later
+
+
+def _screen(place: str) -> Screen[None]:
+    module, _, name = place.partition(":")
+    found = importlib.import_module(f"memplan_tui.screens.{module}")
+    return cast("Screen[None]", getattr(found, name)())

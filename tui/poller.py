@@ -170,9 +170,7 @@ class Poller:
         due = self._listed_ns is None or not 0 <= now - self._listed_ns < LIST_NS
         if due:
             self._runs = reader.runs(LISTED_RUNS)
-            plans = reader.plans(20)
-            self._plans |= {plan.id: plan for plan in plans if plan.id is not None}
-            self._plan_ids = tuple(plan.id for plan in plans if plan.id is not None)
+            self._plan_ids = reader.plan_ids(20)
             self._devices = reader.devices()
             self._listed_ns = now
             return
@@ -256,7 +254,7 @@ class Poller:
             return
         since = last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS)
         if self._host_first is not None and self._host_first <= since:
-            batch = reader.samples(None, after=self._host_cursor)
+            batch = reader.columns(None, after=self._host_cursor)
         else:
             span = reader.span_ns(None)
             begin = max(since, span[0]) if span is not None else since
@@ -265,8 +263,8 @@ class Poller:
             if begin < recent:
                 older = reader.curves(None, since_ns=begin, until_ns=recent, buckets=BUCKETS)
                 self._host.add_curves(older)
-            batch = reader.samples(None, since_ns=recent)
-        self._host.add(batch.samples)
+            batch = reader.columns(None, since_ns=recent)
+        self._host.add(batch.columns)
         self._host_cursor = max(batch.cursor, self._host_cursor)
 
     def _close(self) -> None:
@@ -285,8 +283,8 @@ class Poller:
 def _follow(reader: Reader, tracks: Tracks, cursor: int) -> int:
     """Read a run's samples from where the last poll ended; return where this one did."""
     while True:
-        batch = reader.samples(tracks.run_id, after=cursor)
-        tracks.add(batch.samples)
+        batch = reader.columns(tracks.run_id, after=cursor)
+        tracks.add(batch.columns)
         cursor = batch.cursor
         if not batch.more:
             return cursor
