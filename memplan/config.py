@@ -7,7 +7,6 @@ pyproject.toml > the user's config.toml > default. Places by platformdirs.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,6 +147,8 @@ KEYS = "keys"
 @lru_cache(maxsize=4)
 def _parsed(text: str) -> Any:
     """Return a file's tables: settings are looked up one by one, files are parsed once."""
+    import tomllib
+
     return tomllib.loads(text)
 
 

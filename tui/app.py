@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 from memplan_tui.keys import KEYS, bindings
-from memplan_tui.messages import Polled, Request, Snapshot
+from memplan_tui.messages import Request, Snapshot
 from memplan_tui.page import Page
 from memplan_tui.poller import Poller
 from memplan_tui.replaying import Replaying
@@ -24,6 +24,7 @@ from textual import work
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
+from textual.message import Message
 from textual.screen import Screen
 
 from memplan.chart import glyphs
@@ -33,7 +34,7 @@ from memplan.store.reader import StoreReader
 if TYPE_CHECKING:
     from memplan_tui.screens.plan import Planner
 
-__all__ = ["MemplanApp"]
+__all__ = ["MemplanApp", "Polled"]
 
 _UNITS = ("GiB", "MiB", "GB")
 
@@ -58,6 +59,14 @@ class Source(Protocol):
     def close(self) -> None:
         """Give everything back."""
         ...
+
+
+class Polled(Message):
+    """A new snapshot is there."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
 
 
 class MemplanApp(Replaying):
@@ -85,6 +94,7 @@ class MemplanApp(Replaying):
         moved: Mapping[str, str] | None = None,
         folder: Path | None = None,
         replay: str | None = None,
+        poller: Poller | None = None,
         open_reader: Callable[[str | Path], Reader] = StoreReader,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -101,6 +111,7 @@ class MemplanApp(Replaying):
             moved: binding id -> keys, as the config moves them.
             folder: where exports go; None = the working folder.
             replay: run to begin a replay of; "" = the newest, or the machine.
+            poller: has begun to read already; None = one of its own.
             open_reader: makes a reader of a database.
             now_ns: the wall clock.
         """
@@ -115,7 +126,7 @@ class MemplanApp(Replaying):
         self._folder = folder or Path.cwd()
         self._interval_s = interval_s
         self._now_ns = now_ns
-        self._poller = Poller(database, open_reader=open_reader, now_ns=now_ns)
+        self._poller = poller or Poller(database, open_reader=open_reader, now_ns=now_ns)
         self._paused = False
         self.set_keymap(self.moved)
 
@@ -135,6 +146,7 @@ class MemplanApp(Replaying):
         """Begin to poll."""
         for mode, place in _SCREENS.items():
             self.add_mode(mode, partial(_screen, place))
+        self.snapshot = self._poller.last or self.snapshot
         self.begin_replay()
         self.poll()
         self.set_interval(self._interval_s, self._tick)

@@ -76,7 +76,8 @@ class Poller:
         self._now_ns = now_ns
         self._reader: Reader | None = None
         self._lock = threading.Lock()
-        self._last: Snapshot | None = None
+        self.last: Snapshot | None = None
+        """What was read last; None before the first answer."""
         self._file: tuple[int, int] | None = None
         self._forget()
 
@@ -96,6 +97,10 @@ class Poller:
         self._phases: tuple[Phase, ...] = ()
         self._settled: str | None = None
 
+    def begin(self, request: Request) -> None:
+        """Read for the first time, in a thread: what comes next finds most of it done."""
+        threading.Thread(target=self.poll, args=(request,), daemon=True).start()
+
     def poll(self, request: Request = Request()) -> Snapshot:  # noqa: B008 - frozen
         """Return what the database says now. Never raises: a problem is a state with a reason.
 
@@ -109,10 +114,10 @@ class Poller:
                 self._check_file()
                 if self._reader is None:
                     self._reader = self._open_reader(self._database)
-                self._last = self._read(self._reader, self._now_ns(), request)
+                self.last = self._read(self._reader, self._now_ns(), request)
             except (MemplanError, OSError) as error:
                 return self._failed(error)
-            return self._last
+            return self.last
 
     def _check_file(self) -> None:
         """Let go of a file that was taken away or replaced: an open one would go on answering."""
@@ -137,8 +142,8 @@ class Poller:
             self._close()
         reason, hint = str(error), getattr(error, "hint", "")
         reason = reason.replace(str(self._database), database_text(self._database))
-        if self._last is not None:
-            return replace(self._last, state=state, reason=reason, hint=hint, kept=True)
+        if self.last is not None:
+            return replace(self.last, state=state, reason=reason, hint=hint, kept=True)
         return Snapshot(state=state, reason=reason, hint=hint, now_ns=self._now_ns())
 
     def _read(self, reader: Reader, now: int, request: Request) -> Snapshot:

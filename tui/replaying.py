@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memplan_tui.clock import Replay, parse_time
-from memplan_tui.messages import Request, Snapshot
+from memplan_tui.messages import FIRST_WINDOW_NS, Request, Snapshot
 from memplan_tui.text import tr
 from memplan_tui.views.charts import curves
-from memplan_tui.views.words import WINDOWS
 from textual import work
 from textual.app import App
 
@@ -50,7 +49,7 @@ class Replaying(App[None]):
         super().__init__()
         self.snapshot = Snapshot(state="reading")
         self.replay: Replay | None = None
-        self.window_ns: int | None = WINDOWS[1]
+        self.window_ns: int | None = FIRST_WINDOW_NS
         self._request = Request(window_ns=self.window_ns)
         self._device = 0
         self._database, self._open_reader = database, open_reader

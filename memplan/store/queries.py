@@ -4,6 +4,8 @@ Parameters: host = whose, run = of which run (HOST_RUN: the host's own), after =
 instant that is not wanted, since and until = a window of time, both inclusive.
 """
 
+# ruff: noqa: S608 - what is put together here is all our own text
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -41,22 +43,27 @@ _TOUCHED = """
     WHERE block.host_id = :host AND block.run_id = :run
     AND block.t1_ns >= :since AND block.t0_ns <= :until"""
 _NARROW = "(block.t1_ns - block.t0_ns <= :half AND block.t0_ns >= :whole)"
-_BLOCKS = f"SELECT id, seq0, n, codec, crc, data FROM block {_TOUCHED} AND seq1 > :after"  # noqa: S608 - all ours
-_CHUNKS = """
-    FROM block JOIN chunk ON chunk.host_id = block.host_id AND chunk.day = block.day
-    AND chunk.block_id = block.id"""
+_BLOCKS = f"SELECT id, seq0, n, codec, crc, data FROM block {_TOUCHED} AND seq1 > :after"
+_CHUNKS = "FROM block CROSS JOIN chunk"
+"""In this order: SQLite may else look through every chunk that there is."""
+_OF_BLOCK = """
+    chunk.host_id = block.host_id AND chunk.day = block.day AND chunk.block_id = block.id"""
 
-BLOCKS = f"{_BLOCKS} ORDER BY id"
+BLOCKS = f"""
+    {_BLOCKS} AND id > coalesce(
+    (SELECT old.id FROM block AS old WHERE old.host_id = :host AND old.run_id = :run
+    AND old.seq1 <= :after ORDER BY old.id DESC LIMIT 1), -1) ORDER BY id"""
+"""Found from the end: those behind an instant are the last ones."""
 WIDE_BLOCKS = f"{_BLOCKS} AND NOT {_NARROW} ORDER BY id"
 """Those that are longer than `half` a bucket, or begin before `whole`."""
 CHUNKS = f"""
     SELECT chunk.block_id, chunk.series_id, chunk.n, chunk.low, chunk.high, chunk.last,
     chunk.codec, chunk.crc, chunk.data {_CHUNKS}
-    WHERE block.host_id = :host AND block.id IN {{blocks}} {{wanted}}
+    WHERE {_OF_BLOCK} AND block.host_id = :host AND block.id IN {{blocks}} {{wanted}}
     ORDER BY chunk.block_id, chunk.series_id"""
 SUMMARIES = f"""
     SELECT chunk.series_id, chunk.n, chunk.low, chunk.high, chunk.high_t_ns, chunk.total,
-    chunk.last {_CHUNKS} {_TOUCHED} AND {_NARROW} {{wanted}} ORDER BY block.id"""
+    chunk.last {_CHUNKS} {_TOUCHED} AND {_OF_BLOCK} AND {_NARROW} {{wanted}} ORDER BY block.id"""
 WANTED_CHUNKS = "AND chunk.series_id IN {ids}"
 
 PEAKS = """
@@ -80,11 +87,14 @@ ROLLUPS = """
 PERIODS = "period >= :first AND period < :end"
 LOOKED_UP = "period IN {periods} AND series_id IN {ids}"
 
-NEWEST = (
-    "SELECT seq1, t1_ns FROM tick ORDER BY seq1 DESC LIMIT 1",
-    "SELECT seq1, t1_ns FROM block ORDER BY id DESC LIMIT 1",
+NEWEST = tuple(
+    f"""
+    SELECT host.id, written.seq1, written.t1_ns FROM host CROSS JOIN {table} AS written
+    WHERE written.host_id = host.id AND written.{key} =
+    (SELECT max(other.{key}) FROM {table} AS other WHERE other.host_id = host.id)"""
+    for table, key in (("tick", "seq0"), ("block", "id"))
 )
-"""The last instant that was written, of what waits and of what is packed."""
+"""The last instant that each host has written, of what waits and of what is packed."""
 
 
 def among(numbers: Iterable[int]) -> str:

@@ -296,9 +296,11 @@ class StoreReader:
 
     def last_sample_ns(self) -> int | None:
         """Return when anything was sampled last, wall clock; None when nothing ever was."""
+        newest: dict[int, tuple[int, int]] = {}
         with self._source.reading() as ask:
-            newest = max((row for query in queries.NEWEST for row in ask(query)), default=None)
-        return None if newest is None else int(newest[1])
+            for host, seq, t_ns in (row for query in queries.NEWEST for row in ask(query)):
+                newest[host] = max((seq, t_ns), newest.get(host, (seq, t_ns)))
+        return max((t_ns for _, t_ns in newest.values()), default=None)
 
     def close(self) -> None:
         """Give the connection back."""
