@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate
 from typing import overload
 
 from memplan_tui.messages import Points, Process
@@ -100,14 +100,15 @@ class Track:
     def extend(self, times: Sequence[int], values: Sequence[int]) -> None:
         """Append samples, oldest first."""
         before = self.times[-1] if self.times else times[0]
-        if times[0] < before or any(b < a for a, b in pairwise(times)):
+        if times[0] < before or list(times) != sorted(times):
             for t_ns, value in zip(times, values, strict=True):
                 self.add(t_ns, value)
             return
         high = self.high[-1] if self.high else values[0]
-        self.times.extend(times)
-        self.values.extend(values)
-        self.high.extend(islice(accumulate(values, max, initial=high), 1, None))
+        highs = list(accumulate(values, max, initial=high))
+        self.times.extend(array("q", times))  # an array of a list is made faster than it grows
+        self.values.extend(array("q", values))
+        self.high.extend(array("q", highs[1:]))
         self.count += len(times)
 
     def thin(self, limit: int) -> None:
