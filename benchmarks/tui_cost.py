@@ -3,14 +3,18 @@
     .venv/bin/python benchmarks/tui_cost.py [--samples N] [--seconds S] [--database FILE]
 
 The database holds N samples of a machine with 8 GPUs (default 10 million; FILE keeps it for the
-next time), a run of them goes on at 1 Hz while the dashboard watches. memray's live screen is
-measured in the same run where it is installed. First screen = from exec to a known word on it.
+next time; a copy of it is measured), a run of them goes on at 1 Hz while the dashboard watches.
+memray's live screen is measured in the same run where it is installed. First screen = from exec to
+the first one with what was measured on it, as of a program that pip has installed: its byte code
+is there, and the working folder has no settings of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import fcntl
+import gc
 import importlib.util
 import os
 import pty
@@ -150,7 +154,13 @@ def measured(
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
     started = time.perf_counter()
     process = subprocess.Popen(
-        command, stdin=side, stdout=side, stderr=side, env=env, start_new_session=True
+        command,
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        env=env,
+        cwd=tempfile.gettempdir(),
+        start_new_session=True,
     )
     os.close(side)
     try:
@@ -213,6 +223,7 @@ def what_if() -> tuple[float, float, str]:
     planner = WhatIf()
     planner.prepare(plan)
     times: list[tuple[float, str]] = []
+    gc.set_threshold(200_000, 20, 20)  # as the program itself does
     for changes, key in presses(planner, plan):
         began = time.process_time()
         planner.replan(plan, changes)
@@ -245,10 +256,11 @@ def main() -> None:
     parser.add_argument("--database", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        database = arguments.database or Path(folder) / "m.db"
-        if not database.exists():
-            took = fill(database, arguments.samples)
+        kept, database = arguments.database or Path(folder) / "kept.db", Path(folder) / "m.db"
+        if not kept.exists():
+            took = fill(kept, arguments.samples)
             print(f"{arguments.samples:,} samples written in {took:.0f} s")
+        shutil.copy(kept, database)
         print(f"database: {database.stat().st_size / 1e6:.0f} MB, load {os.getloadavg()[0]:.1f}")
         dashboard(database, arguments.seconds)
     median, worst, key = what_if()
@@ -257,8 +269,20 @@ def main() -> None:
     peer(arguments.seconds)
 
 
+def compiled() -> None:
+    """Make the byte code that pip makes when it installs: without it each start compiles anew."""
+    for name in ("memplan", "memplan_tui", "textual", "rich", "click", "platformdirs"):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.submodule_search_locations
+        for place in found.submodule_search_locations:
+            if not compileall.compile_dir(place, quiet=1):
+                raise SystemExit(f"no byte code can be written in {place}")
+
+
 def dashboard(database: Path, seconds: float) -> None:
     """Measure memplan's own."""
+    compiled()
     env = {**os.environ, "MEMPLAN_DATABASE": str(database), "COLORTERM": "truecolor"}
     env = {**env, "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "memplan", "tui"]

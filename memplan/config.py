@@ -7,9 +7,9 @@ pyproject.toml > the user's config.toml > default. Places by platformdirs.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,18 @@ KEYS = "keys"
 """Name of the table that moves the dashboard's keys."""
 
 
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    """Return a file's tables: settings are looked up one by one, files are parsed once."""
+    import tomllib
+
+    return tomllib.loads(text)
+
+
 def _table(path: Path, keys: tuple[str, ...]) -> Any:
     """Return a table of a TOML file, {} where there is no such file or table."""
     try:
-        data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        data: Any = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
-from memplan_tui import export
 from memplan_tui.keys import KEYS, bindings
-from memplan_tui.messages import Polled, Request, Snapshot
+from memplan_tui.messages import Request, Snapshot
 from memplan_tui.page import Page
 from memplan_tui.poller import Poller
 from memplan_tui.replaying import Replaying
-from memplan_tui.screens.compare import CompareScreen
-from memplan_tui.screens.help import HelpScreen
 from memplan_tui.screens.live import LiveScreen
-from memplan_tui.screens.plan import Planner, PlanScreen
-from memplan_tui.screens.runs import FleetScreen, RunsScreen
 from memplan_tui.text import tr
 from memplan_tui.themes import DEFAULT, THEMES
 from memplan_tui.views.charts import curves
 from memplan_tui.views.words import WINDOWS, Look, clock, sampler
 from textual import work
-from textual.app import ScreenStackError, SystemCommand
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
+from textual.message import Message
 from textual.screen import Screen
 
 from memplan.chart import glyphs
 from memplan.store.base import Reader
 from memplan.store.reader import StoreReader
 
-__all__ = ["MemplanApp"]
+if TYPE_CHECKING:
+    from memplan_tui.screens.plan import Planner
+
+__all__ = ["MemplanApp", "Polled"]
 
 _UNITS = ("GiB", "MiB", "GB")
+
+
+_SCREENS = {
+    "live": "live:LiveScreen",
+    "plan": "plan:PlanScreen",
+    "compare": "compare:CompareScreen",
+    "runs": "runs:RunsScreen",
+    "fleet": "runs:FleetScreen",
+}
+"""Mode -> where its screen is: imported when it is first shown."""
 
 
 class Source(Protocol):
@@ -50,18 +61,20 @@ class Source(Protocol):
         ...
 
 
+class Polled(Message):
+    """A new snapshot is there."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+
 class MemplanApp(Replaying):
     """Plans beside measurements, live and replayed."""
 
     TITLE = "memplan"
     ENABLE_COMMAND_PALETTE = True
-    MODES: ClassVar[dict[str, Callable[[], Screen[None]]]] = {  # type: ignore[assignment]
-        "live": LiveScreen,
-        "plan": PlanScreen,
-        "compare": CompareScreen,
-        "runs": RunsScreen,
-        "fleet": FleetScreen,
-    }
+    DEFAULT_MODE = "live"
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings("app"),
         Binding("escape", "app.show('live')", "Live", id="app.home", show=False),
@@ -81,6 +94,7 @@ class MemplanApp(Replaying):
         moved: Mapping[str, str] | None = None,
         folder: Path | None = None,
         replay: str | None = None,
+        poller: Poller | None = None,
         open_reader: Callable[[str | Path], Reader] = StoreReader,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -97,13 +111,14 @@ class MemplanApp(Replaying):
             moved: binding id -> keys, as the config moves them.
             folder: where exports go; None = the working folder.
             replay: run to begin a replay of; "" = the newest, or the machine.
+            poller: has begun to read already; None = one of its own.
             open_reader: makes a reader of a database.
             now_ns: the wall clock.
         """
         super().__init__(database, open_reader=open_reader, replay=replay)
         for known in THEMES:
             self.register_theme(known)
-        self.theme = theme if theme in self.available_themes else DEFAULT
+        self._wear(theme if theme in self.available_themes else DEFAULT)
         self.unicode = unicode
         self.planner = planner
         self.moved = dict(moved or {})
@@ -111,13 +126,27 @@ class MemplanApp(Replaying):
         self._folder = folder or Path.cwd()
         self._interval_s = interval_s
         self._now_ns = now_ns
-        self._poller = Poller(database, open_reader=open_reader, now_ns=now_ns)
+        self._poller = poller or Poller(database, open_reader=open_reader, now_ns=now_ns)
         self._paused = False
         self.set_keymap(self.moved)
 
+    def _wear(self, theme: str) -> None:
+        """Choose the first colours: set as usual, the library would parse all its CSS twice."""
+        if self.available_themes[theme].ansi:
+            self.theme = theme
+            return
+        self.set_reactive(App.theme, theme)
+        self.stylesheet.set_variables(self.get_css_variables())
+
+    def get_default_screen(self) -> Screen[None]:
+        """Return the first screen."""
+        return LiveScreen()
+
     def on_mount(self) -> None:
-        """Open the first screen and begin to poll."""
-        self.switch_mode("live")
+        """Begin to poll."""
+        for mode, place in _SCREENS.items():
+            self.add_mode(mode, partial(_screen, place))
+        self.snapshot = self._poller.last or self.snapshot
         self.begin_replay()
         self.poll()
         self.set_interval(self._interval_s, self._tick)
@@ -206,6 +235,8 @@ class MemplanApp(Replaying):
         self.action_show("runs")
 
         def choose() -> None:
+            from memplan_tui.screens.runs import RunsScreen
+
             if isinstance(self.screen, RunsScreen):
                 self.screen.filter(host)
 
@@ -260,6 +291,8 @@ class MemplanApp(Replaying):
 
     def action_help(self) -> None:
         """Open the help page."""
+        from memplan_tui.screens.help import HelpScreen
+
         name = self.screen.NAME if isinstance(self.screen, Page) else ""
         self.push_screen(HelpScreen(name, self.moved, unicode=self.unicode))
 
@@ -271,6 +304,8 @@ class MemplanApp(Replaying):
 
     def action_export(self) -> None:
         """Write curves, facts and the screen into the folder."""
+        from memplan_tui import export
+
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self._now_ns() / 1e9))
         try:
             svg = self.export_screenshot(title="memplan")
@@ -298,3 +333,9 @@ class MemplanApp(Replaying):
             self.call_later(run)
 
         return later
+
+
+def _screen(place: str) -> Screen[None]:
+    module, _, name = place.partition(":")
+    found = importlib.import_module(f"memplan_tui.screens.{module}")
+    return cast("Screen[None]", getattr(found, name)())

@@ -59,12 +59,13 @@ class Canvas(Widget):
         self._lines: list[Line] = []
         self._styles: dict[str, Style] = {}
         self._ground = Style()
+        self._painted: dict[str, Style] = {}
         self._theme = ""
 
     def show(self, lines: Sequence[Line]) -> None:
         """Show lines; those that are as before are not painted again."""
-        new = [fitted([(self._inset, ""), *line], self.size.width) for line in lines]
-        old, self._lines = self._lines, new
+        old, new = self._lines, list(lines)
+        self._lines = new
         if self.app.theme != self._theme or len(old) != len(new):
             self.refresh()
             return
@@ -81,21 +82,32 @@ class Canvas(Widget):
             self._styles = role_styles(theme, colour=not self.app.no_color)
             colour = None if theme.ansi or self.app.no_color else theme.background
             self._ground = Style(bgcolor=colour)
-        base = self._ground + self._styles.get(self._base, Style())
+            self._painted = {}
         width = self.size.width
-        line = self._lines[y] if y < len(self._lines) else []
         segments = [
-            Segment(piece if self._unicode else plain(piece), base + self._style(role))
-            for piece, role in fitted(line, width)
+            Segment(piece if self._unicode else plain(piece), self._style(role))
+            for piece, role in self._fitted(y)
         ]
         return Strip(segments, width)
 
+    def _fitted(self, y: int) -> Line:
+        line = [(self._inset, ""), *self._lines[y]] if y < len(self._lines) else []
+        return fitted(line, self.size.width)
+
     def _style(self, role: str) -> Style:
-        return self._styles.get(role, self._styles[""]) if role or not self._base else Style()
+        """Return a role's style on the ground; adding styles up takes a while, so it is kept."""
+        found = self._painted.get(role)
+        if found is None:
+            base = self._ground + self._styles.get(self._base, Style())
+            plain_role = not role and bool(self._base)
+            own = Style() if plain_role else self._styles.get(role, self._styles[""])
+            found = self._painted[role] = base + own
+        return found
 
     def text(self) -> str:
         """Return what is shown, for tests."""
-        return "\n".join("".join(piece for piece, _ in line).rstrip() for line in self._lines)
+        lines = (self._fitted(y) for y in range(len(self._lines)))
+        return "\n".join("".join(piece for piece, _ in line).rstrip() for line in lines)
 
     def on_click(self, event: Click) -> None:
         """Tell which line was clicked."""

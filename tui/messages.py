@@ -1,4 +1,7 @@
-"""What a reader of the database tells the screens: one frozen value a second, nothing else."""
+"""What a reader of the database tells the screens: one frozen value a second, nothing else.
+
+No Textual here: the first value is read while the library is still being loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from textual.message import Message
-
 from memplan.types import Comparison, FrozenMap, Peak, Phase, Plan, Run
 
 __all__ = [
+    "FIRST_WINDOW_NS",
     "Detail",
     "Gpu",
     "Host",
     "Machine",
     "Points",
-    "Polled",
     "Process",
     "Request",
     "Snapshot",
@@ -28,6 +29,10 @@ Points = Sequence[tuple[int, int]]
 
 State = Literal["reading", "ok", "missing", "newer", "locked", "broken"]
 """Can the database be read, and if not, why; "reading" = the first answer has not come."""
+
+
+FIRST_WINDOW_NS = 600 * 10**9
+"""How far back curves go at first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,11 +171,3 @@ class Snapshot:
     """Runs side by side."""
     hosts: tuple[Host, ...] = ()
     """Machines, the busiest first."""
-
-
-class Polled(Message):
-    """A new snapshot is there."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__()
-        self.snapshot = snapshot

@@ -100,6 +100,9 @@ class Page(Screen[None]):
     def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
         known = snapshot.state == "ok" or snapshot.kept
         about = self.about(snapshot) if known else ""
-        left: Line = [(f" memplan  {tr(self.TITLE_WORD)}   {about}", "")]
         words, role = look.clock
-        return ends(left, [(f"{words} ", role)], width)
+        title = f" memplan  {tr(self.TITLE_WORD)}   "
+        room = width - len(title) - len(words) - 3
+        while len(about) > room and " · " in about:
+            about = about.rpartition(" · ")[0]  # the last facts go, whole
+        return ends([(title + about, "")], [(f"{words} ", role)], width)

@@ -76,7 +76,8 @@ class Poller:
         self._now_ns = now_ns
         self._reader: Reader | None = None
         self._lock = threading.Lock()
-        self._last: Snapshot | None = None
+        self.last: Snapshot | None = None
+        """What was read last; None before the first answer."""
         self._file: tuple[int, int] | None = None
         self._forget()
 
@@ -96,6 +97,10 @@ class Poller:
         self._phases: tuple[Phase, ...] = ()
         self._settled: str | None = None
 
+    def begin(self, request: Request) -> None:
+        """Read for the first time, in a thread: what comes next finds most of it done."""
+        threading.Thread(target=self.poll, args=(request,), daemon=True).start()
+
     def poll(self, request: Request = Request()) -> Snapshot:  # noqa: B008 - frozen
         """Return what the database says now. Never raises: a problem is a state with a reason.
 
@@ -109,10 +114,10 @@ class Poller:
                 self._check_file()
                 if self._reader is None:
                     self._reader = self._open_reader(self._database)
-                self._last = self._read(self._reader, self._now_ns(), request)
+                self.last = self._read(self._reader, self._now_ns(), request)
             except (MemplanError, OSError) as error:
                 return self._failed(error)
-            return self._last
+            return self.last
 
     def _check_file(self) -> None:
         """Let go of a file that was taken away or replaced: an open one would go on answering."""
@@ -137,8 +142,8 @@ class Poller:
             self._close()
         reason, hint = str(error), getattr(error, "hint", "")
         reason = reason.replace(str(self._database), database_text(self._database))
-        if self._last is not None:
-            return replace(self._last, state=state, reason=reason, hint=hint, kept=True)
+        if self.last is not None:
+            return replace(self.last, state=state, reason=reason, hint=hint, kept=True)
         return Snapshot(state=state, reason=reason, hint=hint, now_ns=self._now_ns())
 
     def _read(self, reader: Reader, now: int, request: Request) -> Snapshot:
@@ -170,9 +175,7 @@ class Poller:
         due = self._listed_ns is None or not 0 <= now - self._listed_ns < LIST_NS
         if due:
             self._runs = reader.runs(LISTED_RUNS)
-            plans = reader.plans(20)
-            self._plans |= {plan.id: plan for plan in plans if plan.id is not None}
-            self._plan_ids = tuple(plan.id for plan in plans if plan.id is not None)
+            self._plan_ids = reader.plan_ids(20)
             self._devices = reader.devices()
             self._listed_ns = now
             return
@@ -256,7 +259,7 @@ class Poller:
             return
         since = last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS)
         if self._host_first is not None and self._host_first <= since:
-            batch = reader.samples(None, after=self._host_cursor)
+            batch = reader.columns(None, after=self._host_cursor)
         else:
             span = reader.span_ns(None)
             begin = max(since, span[0]) if span is not None else since
@@ -265,8 +268,8 @@ class Poller:
             if begin < recent:
                 older = reader.curves(None, since_ns=begin, until_ns=recent, buckets=BUCKETS)
                 self._host.add_curves(older)
-            batch = reader.samples(None, since_ns=recent)
-        self._host.add(batch.samples)
+            batch = reader.columns(None, since_ns=recent)
+        self._host.add(batch.columns)
         self._host_cursor = max(batch.cursor, self._host_cursor)
 
     def _close(self) -> None:
@@ -285,8 +288,8 @@ class Poller:
 def _follow(reader: Reader, tracks: Tracks, cursor: int) -> int:
     """Read a run's samples from where the last poll ended; return where this one did."""
     while True:
-        batch = reader.samples(tracks.run_id, after=cursor)
-        tracks.add(batch.samples)
+        batch = reader.columns(tracks.run_id, after=cursor)
+        tracks.add(batch.columns)
         cursor = batch.cursor
         if not batch.more:
             return cursor

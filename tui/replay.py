@@ -131,7 +131,7 @@ def load_recording(
         phases=reader.phases(run.id) if run is not None else (),
         devices=reader.devices(),
         runs=reader.runs(200),
-        plans=tuple(p.id for p in reader.plans(20) if p.id is not None),
+        plans=reader.plan_ids(20),
     )
 
 
@@ -140,8 +140,8 @@ def _read(reader: Reader, run_id: str | None, since: int | None, until: int | No
     tracks = Tracks(run_id, limit=KEPT)
     cursor = 0
     while True:
-        batch = reader.samples(run_id, after=cursor, since_ns=since, until_ns=until)
-        tracks.add(batch.samples)
+        batch = reader.columns(run_id, after=cursor, since_ns=since, until_ns=until)
+        tracks.add(batch.columns)
         cursor = batch.cursor
         if not batch.more:
             break

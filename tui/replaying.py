@@ -7,20 +7,21 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan_tui.clock import Replay, parse_time
-from memplan_tui.messages import Request, Snapshot
-from memplan_tui.replay import Recording, load_recording
-from memplan_tui.screens.prompt import Prompt
+from memplan_tui.messages import FIRST_WINDOW_NS, Request, Snapshot
 from memplan_tui.text import tr
 from memplan_tui.views.charts import curves
-from memplan_tui.views.words import WINDOWS
 from textual import work
 from textual.app import App
-from textual.worker import Worker
 
 from memplan.errors import MemplanError
 from memplan.store.base import Reader
+
+if TYPE_CHECKING:
+    from memplan_tui.replay import Recording
+    from textual.worker import Worker
 
 __all__ = ["Replaying"]
 
@@ -48,7 +49,7 @@ class Replaying(App[None]):
         super().__init__()
         self.snapshot = Snapshot(state="reading")
         self.replay: Replay | None = None
-        self.window_ns: int | None = WINDOWS[1]
+        self.window_ns: int | None = FIRST_WINDOW_NS
         self._request = Request(window_ns=self.window_ns)
         self._device = 0
         self._database, self._open_reader = database, open_reader
@@ -87,6 +88,8 @@ class Replaying(App[None]):
     @work(thread=True, exclusive=True, group="load")
     def _load(self, run_id: str | None) -> None:
         """Read a run, or the machine's last day, and begin to play it."""
+        from memplan_tui.replay import load_recording
+
         try:
             with self._open_reader(self._database) as reader:
                 if run_id is None and self._first_replay is not None:
@@ -152,6 +155,8 @@ class Replaying(App[None]):
 
     def action_time(self) -> None:
         """Ask for a time and go there."""
+        from memplan_tui.screens.prompt import Prompt
+
         replay = self._in_replay()
         if replay is None:
             return

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import overload
 
 from memplan_tui.messages import Points, Process
 
 from memplan.chart import downsample
 from memplan.store.base import Curve
-from memplan.types import Peak, Phase, Sample, Series
+from memplan.types import Peak, Phase, Series
 
 __all__ = ["KEPT_POINTS", "Track", "Tracks", "Window"]
 
@@ -96,6 +97,20 @@ class Track:
         self.high.append(max(value, self.high[-1]) if self.high else value)
         self.count += 1
 
+    def extend(self, times: Sequence[int], values: Sequence[int]) -> None:
+        """Append samples, oldest first."""
+        before = self.times[-1] if self.times else times[0]
+        if times[0] < before or list(times) != sorted(times):
+            for t_ns, value in zip(times, values, strict=True):
+                self.add(t_ns, value)
+            return
+        high = self.high[-1] if self.high else values[0]
+        highs = list(accumulate(values, max, initial=high))
+        self.times.extend(array("q", times))  # an array of a list is made faster than it grows
+        self.values.extend(array("q", values))
+        self.high.extend(array("q", highs[1:]))
+        self.count += len(times)
+
     def thin(self, limit: int) -> None:
         """Keep about half the limit of points once there are more than it."""
         if len(self.times) > limit:
@@ -147,14 +162,14 @@ class Tracks:
         self.series: dict[Key, Track] = {}
         self._limit = limit
 
-    def add(self, samples: Iterable[Sample]) -> None:
-        """Append samples, oldest first."""
-        for sample in samples:
-            key = (sample.series.entity, sample.series.metric)
+    def add(self, columns: Mapping[Series, tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Append the times and values of each series, oldest first."""
+        for series, (times, values) in columns.items():
+            key = (series.entity, series.metric)
             track = self.series.get(key)
             if track is None:
                 track = self.series[key] = Track()
-            track.add(sample.t_ns, sample.value)
+            track.extend(times, values)
             track.thin(self._limit)
 
     def add_curves(self, curves: Iterable[Curve]) -> None:

@@ -74,6 +74,16 @@ def tui(
 
 
 def _show(database: str, unit: str, style: str, theme: str, run: str | None) -> int:
+    import time
+
+    from memplan_tui.messages import FIRST_WINDOW_NS, Request
+    from memplan_tui.poller import Poller
+
+    from memplan.store.reader import StoreReader
+
+    poller = Poller(database, open_reader=StoreReader, now_ns=time.time_ns)
+    poller.begin(Request(window_ns=FIRST_WINDOW_NS))  # while the library is loaded
+
     from memplan_tui import themes
     from memplan_tui.app import MemplanApp
     from memplan_tui.keys import checked
@@ -90,6 +100,7 @@ def _show(database: str, unit: str, style: str, theme: str, run: str | None) -> 
         planner=WhatIf(),
         moved=checked(config.moved_keys()),
         replay=run,
+        poller=poller,
     )
     app.run()
     return app.return_code or 0

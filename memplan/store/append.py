@@ -9,7 +9,7 @@ up to date, and the ticks deleted, all in one transaction.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy
@@ -17,12 +17,12 @@ from sqlalchemy import delete, func, insert, select
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
-from memplan.store.frame import Frame, Summary, summarize
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, Summary, summarize, tick_frame
 from memplan.store.partition import DAY_NS
 from memplan.store.upsert import add_peaks, add_rollups
 from memplan.types import Sample, Series
 
-__all__ = ["BLOCK_INSTANTS", "HOUR_NS", "MINUTE_NS", "SampleLog", "tick_frame"]
+__all__ = ["BLOCK_INSTANTS", "HOUR_NS", "MINUTE_NS", "SampleLog"]
 
 BLOCK_INSTANTS = 60
 """Instants of a run that make a block."""
@@ -36,23 +36,11 @@ REMEMBERED_SERIES = 50_000
 LOOKED_UP = 500
 """Names in one look-up."""
 
-MINUTE_NS, HOUR_NS = 60 * 10**9, 3600 * 10**9
-
 ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
 
 _CHUNK_NUMBERS = ("n", "low", "low_t_ns", "high", "high_t_ns", "total", "last")
 _ROLLUP_NUMBERS = ("n", "low", "high", "high_t_ns", "total", "last")
 _PEAK_NUMBERS = ("n", "low", "high", "high_t_ns", "first_t_ns", "last_t_ns")
-
-
-def tick_frame(row: Any, wanted: Container[int] | None = None) -> Frame:
-    """Return the frame of a row of `tick`, with the wanted series (None: all) in it.
-
-    Raises StoreDamagedError when its checksum is wrong.
-    """
-    if codec.checksum(row.data, row.seq0, row.n) != row.crc:
-        raise StoreDamagedError(f"tick {row.seq0} is damaged", hint="memplan db repair")
-    return Frame.unpack(row.codec, row.data, wanted)
 
 
 class SampleLog:
@@ -154,8 +142,9 @@ class SampleLog:
         """
         t = tables.tick.c
         mine = sqlalchemy.and_(t.host_id == self._host_id, t.run_id == run_id)
+        query = select(t.seq0, t.n, t.codec, t.crc, t.data).where(mine).order_by(t.seq0)
         frame = Frame()
-        for row in connection.execute(select(tables.tick).where(mine).order_by(t.seq0)):
+        for row in connection.execute(query):
             with contextlib.suppress(StoreDamagedError):
                 frame.append(tick_frame(row))
         blocks = [self._write_block(connection, run_id, part) for part in _pieces(frame)]

@@ -11,51 +11,18 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, not_, select
-
-from memplan.store import tables
-from memplan.store.append import HOUR_NS, MINUTE_NS
+from memplan.store import queries
 from memplan.store.base import Bucket, Curve, Tier
-from memplan.store.frame import Frame
-from memplan.store.history import BLOCKS, CHUNK_OF_BLOCK, FIRST, SPAN, Place, frames, ticks
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame
+from memplan.store.history import FIRST, Place, frames, ticks
 from memplan.types import Series
 
 __all__ = ["curves"]
 
-_MINUTES, _HOURS = (tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS)
+_MINUTES, _HOURS = ("rollup_1m", MINUTE_NS), ("rollup_1h", HOUR_NS)
 
 _MOST_LOOKUPS = 20_000
 """Look-ups of single roll-ups; where more would be needed, a range of all series is read."""
-
-_b, _c, _m = tables.block.c, tables.chunk.c, tables.rollup_1m.c
-_narrow = and_(_b.t1_ns - _b.t0_ns <= bindparam("half"), _b.t0_ns >= bindparam("whole"))
-_touched = (
-    _b.host_id == bindparam("host"),
-    _b.run_id == bindparam("run"),
-    _b.t1_ns >= bindparam("since"),
-    _b.t0_ns <= bindparam("until"),
-)
-_SUMMARIES = (
-    select(_c.series_id, _c.n, _c.low, _c.high, _c.high_t_ns, _c.total, _c.last)
-    .join_from(tables.block, tables.chunk, CHUNK_OF_BLOCK)
-    .where(*_touched, _narrow)
-    .order_by(_b.id)
-)
-_SOME_SUMMARIES = _SUMMARIES.where(_c.series_id.in_(bindparam("ids", expanding=True)))
-_WIDE = BLOCKS.where(not_(_narrow))
-_RAW_BEGIN = select(
-    func.coalesce(
-        select(_b.t0_ns)
-        .where(_b.host_id == bindparam("host"), _b.run_id == bindparam("run"))
-        .order_by(_b.id)
-        .limit(1)
-        .scalar_subquery(),
-        select(func.min(tables.tick.c.t0_ns))
-        .where(tables.tick.c.host_id == bindparam("host"), tables.tick.c.run_id == bindparam("run"))
-        .scalar_subquery(),
-    )
-)
-_FIRST_MINUTE = select(func.min(_m.period)).where(_m.host_id == bindparam("host"))
 
 Row = Any
 """(series id, n, low, high, time of the highest, total, last): what was summarised."""
@@ -196,22 +163,19 @@ def _from_blocks(
         "whole": from_ns if from_ns > filling.since_ns else FIRST,
         "after": FIRST,
     }
-    if ids is None:
-        rows = place.execute(_SUMMARIES, **asked)
-    else:
-        rows = place.execute(_SOME_SUMMARIES, ids=ids, **asked)
-    filling.add_rows(rows.all())
-    for frame in frames(place, _WIDE, ids, **asked):
+    some = "" if ids is None else queries.WANTED_CHUNKS.format(ids=queries.among(ids))
+    filling.add_rows(place.rows(queries.SUMMARIES.format(wanted=some), **asked))
+    for frame in frames(place, queries.WIDE_BLOCKS, ids, **asked):
         filling.add_frame(frame, wanted, from_ns)
 
 
 def _rolled_up(place: Place, filling: _Filling, wanted: Mapping[int, Series]) -> int:
     """Add roll-ups for the part of the window whose samples are gone; return where that ends."""
     since, wide = filling.since_ns, filling.width_ns >= 2 * HOUR_NS
-    raw_ns, oldest = place.execute(_RAW_BEGIN).scalar(), None
+    ((raw_ns,),) = place.rows(queries.RAW_BEGIN)
     if raw_ns is not None and since >= raw_ns:
         return since
-    oldest = place.execute(SPAN).one()[0]
+    ((oldest, _),) = place.rows(queries.SPAN)
     if oldest is None or (raw_ns is not None and oldest >= raw_ns):
         return since
     end = filling.until_ns
@@ -221,7 +185,7 @@ def _rolled_up(place: Place, filling: _Filling, wanted: Mapping[int, Series]) ->
         _add_rollups(place, filling, wanted, _HOURS, (since, end))
         filling.tier = "1h"
         return end
-    first = place.execute(_FIRST_MINUTE).scalar()
+    ((first,),) = place.ask(queries.FIRST_MINUTE, host=place.host_id)
     minutes_ns = end if first is None else min(_ceil(first * MINUTE_NS, HOUR_NS), end)
     if first is not None and oldest >= first * MINUTE_NS:
         minutes_ns = since
@@ -237,20 +201,19 @@ def _add_rollups(
     place: Place,
     filling: _Filling,
     wanted: Mapping[int, Series],
-    tier: tuple[Any, int],
+    tier: tuple[str, int],
     window: tuple[int, int],
 ) -> None:
     table, period_ns = tier
-    c = table.c
     first, end = window[0] // period_ns, -(-window[1] // period_ns)
-    query = select(c.series_id, c.n, c.low, c.high, c.high_t_ns, c.total, c.last)
-    query = query.where(c.host_id == place.host_id).order_by(c.period)
-    ids = list(wanted)
-    if (end - first) * len(ids) <= _MOST_LOOKUPS:
-        query = query.where(c.period.in_(list(range(first, end))), c.series_id.in_(ids))
+    asked: dict[str, Any] = {"host": place.host_id}
+    if (end - first) * len(wanted) <= _MOST_LOOKUPS:
+        periods, ids = queries.among(range(first, end)), queries.among(wanted)
+        narrowed = queries.LOOKED_UP.format(periods=periods, ids=ids)
     else:
-        query = query.where(c.period >= first, c.period < end)
-    rows = place.connection.execute(query)
+        narrowed = queries.PERIODS
+        asked |= {"first": first, "end": end}
+    rows = place.ask(queries.ROLLUPS.format(table=table, wanted=narrowed), **asked)
     filling.add_rows(row for row in rows if row[0] in wanted)
 
 

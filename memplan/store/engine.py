@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,8 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from memplan.errors import (
-    StoreDamagedError,
-    StoreError,
-    StoreFullError,
-    StoreLockedError,
-    StoreMissingError,
-)
+from memplan.errors import StoreError
+from memplan.store.readonly import BUSY_S, begin_read, connect, is_url, ours
 
 __all__ = [
     "check_encoding",
@@ -39,17 +33,8 @@ __all__ = [
     "writer_engine",
 ]
 
-_BUSY_S = 5.0
-"""Seconds that SQLite waits for a lock before it gives up."""
-
 JOURNAL_LIMIT_BYTES = 4 * 1024**2
 """The write-ahead log is cut to this size when it begins anew."""
-
-LONGEST_READ_S = 10.0
-"""A query that takes longer is cut: while it reads, the log cannot begin anew."""
-
-_PROGRESS_STEPS = 100_000
-"""Steps of SQLite's machine between two looks at the clock."""
 
 _NETWORK = {
     "9p",
@@ -84,11 +69,6 @@ def sqlite_problem(version: str = sqlite3.sqlite_version) -> str | None:
         f"SQLite {version} has the WAL-reset bug; memplan's single writer keeps clear of it, so "
         "let no other program write to the database"
     )
-
-
-def is_url(database: str | Path) -> bool:
-    """Tell a database URL (PostgreSQL) from a file's path."""
-    return isinstance(database, str) and "://" in database
 
 
 def writer_engine(database: str | Path) -> sqlalchemy.Engine:
@@ -158,32 +138,16 @@ def reader_engine(database: str | Path) -> sqlalchemy.Engine:
     if is_url(database):
         return _url_engine(str(database))
     path = Path(database)
-    if not path.exists():
-        raise StoreMissingError(
-            f"there is no database at {path} yet", hint="measure something: memplan run -- COMMAND"
-        )
-    mode = "mode=ro"
-    if _frozen(path):
-        mode += "&immutable=1"
-    url = f"sqlite:///file:{quote(str(path.absolute()))}?{mode}&uri=true"
-    engine = _sqlite_engine(url, QueuePool)
-    event.listen(engine, "connect", _set_up_reader)
+    connect(path).close()
+    engine = sqlalchemy.create_engine(
+        "sqlite://", creator=lambda: connect(path), poolclass=QueuePool
+    )
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _frozen(path: Path) -> bool:
-    """Tell whether nothing can change: a folder that cannot be written, and no log beside it.
-
-    SQLite needs to make its shared-memory file even to read in WAL mode, unless it is told that
-    the file never changes.
-    """
-    wal = path.with_name(path.name + "-wal")
-    return not os.access(path.parent, os.W_OK) and not wal.exists()
-
-
 def _sqlite_engine(url: str, pool: type[sqlalchemy.pool.Pool]) -> sqlalchemy.Engine:
-    arguments = {"timeout": _BUSY_S, "check_same_thread": False}
+    arguments = {"timeout": BUSY_S, "check_same_thread": False}
     return sqlalchemy.create_engine(url, poolclass=pool, connect_args=arguments)
 
 
@@ -209,22 +173,12 @@ def _set_up_writer(connection: Any, record: Any) -> None:
     cursor.close()
 
 
-def _set_up_reader(connection: Any, record: Any) -> None:
-    del record
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA query_only = ON")
-    cursor.close()
-
-
 def _begin_immediate(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _begin(connection: sqlalchemy.Connection) -> None:
-    end = time.monotonic() + LONGEST_READ_S
-    driver(connection).set_progress_handler(lambda: time.monotonic() > end, _PROGRESS_STEPS)
-    connection.exec_driver_sql("BEGIN")
+    begin_read(driver(connection))
 
 
 @contextlib.contextmanager
@@ -233,42 +187,6 @@ def translated(database: str | Path) -> Iterator[None]:
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise _ours(str(getattr(error, "orig", None) or error), database) from error
+        raise ours(str(getattr(error, "orig", None) or error), database) from error
     except OSError as error:
-        raise _ours(error.strerror or str(error), database) from error
-
-
-_NO_WRITE = (
-    "disk is full",
-    "disk I/O error",
-    "readonly database",
-    "No space left on device",  # PostgreSQL, and the operating system itself
-    "Read-only file system",
-    "Input/output error",
-    "Disk quota exceeded",
-)
-
-
-def _ours(message: str, database: str | Path) -> StoreError:
-    text = " ".join(message.split())
-    if any(sign in text for sign in _NO_WRITE):
-        return StoreFullError(
-            f"cannot write to {database}: {text}",
-            hint="free some disk space; what was committed is safe",
-        )
-    if "not a database" in text or "malformed" in text:
-        return StoreDamagedError(
-            f"{database} is damaged or no memplan database: {text}",
-            hint="memplan db repair; or name another place: export MEMPLAN_DATABASE=FILE",
-        )
-    if "interrupted" in text:
-        return StoreError(
-            f"reading {database} took longer than {LONGEST_READ_S:g} s and was cut",
-            hint="ask for less at once, e.g. a shorter window",
-        )
-    if "locked" in text:
-        return StoreLockedError(
-            f"{database} is locked by another program",
-            hint="memplan daemon status; close programs that write to the file",
-        )
-    return StoreError(f"cannot use {database}: {text}", hint="memplan doctor")
+        raise ours(error.strerror or str(error), database) from error

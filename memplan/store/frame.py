@@ -14,7 +14,18 @@ from itertools import accumulate, groupby, pairwise
 from memplan.errors import StoreDamagedError
 from memplan.store import codec
 
-__all__ = ["Column", "Frame", "Summary", "merge", "summarize"]
+__all__ = [
+    "HOUR_NS",
+    "MINUTE_NS",
+    "Column",
+    "Frame",
+    "Summary",
+    "merge",
+    "summarize",
+    "tick_frame",
+]
+
+MINUTE_NS, HOUR_NS = 60 * 10**9, 3600 * 10**9
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,6 +222,23 @@ class Frame:
                 rows = found.setdefault(period, {})
                 rows[series] = merge(rows[series], part) if series in rows else part
         return found
+
+
+def tick_frame(
+    row: tuple[int, int, int, int, bytes], wanted: Container[int] | None = None
+) -> Frame:
+    """Return the frame of a row of `tick`, with the wanted series (None: all) in it.
+
+    Raises StoreDamagedError when its checksum is wrong.
+
+    Args:
+        row: its seq0, n, codec, crc and data.
+        wanted: ids of series.
+    """
+    seq0, n, version, crc, data = row
+    if codec.checksum(data, seq0, n) != crc:
+        raise StoreDamagedError(f"tick {seq0} is damaged", hint="memplan db repair")
+    return Frame.unpack(version, data, wanted)
 
 
 def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[int, Column]:

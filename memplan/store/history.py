@@ -8,102 +8,34 @@ names it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import sqlalchemy
-from sqlalchemy import and_, bindparam, func, select
-
 from memplan.errors import StoreDamagedError
-from memplan.store import codec, tables
-from memplan.store.append import tick_frame
-from memplan.store.frame import Column, Frame, summarize
+from memplan.store import codec, queries
+from memplan.store.frame import Column, Frame, summarize, tick_frame
+from memplan.store.source import Ask
 from memplan.types import Peak, Series
 
-__all__ = ["Place", "chunk_column", "frames", "names", "peaks", "readings", "span_ns", "ticks"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "Place",
+    "columns",
+    "frames",
+    "names",
+    "peaks",
+    "readings",
+    "span_ns",
+    "ticks",
+]
 
 _BLOCKS_AT_ONCE = 16
 
 FIRST, LAST = -(2**63), 2**63 - 1
 """Times and numbers before and after all others."""
-
-_b, _c, _t, _s, _e, _p = (
-    table.c
-    for table in (
-        tables.block,
-        tables.chunk,
-        tables.tick,
-        tables.series,
-        tables.entity,
-        tables.peak,
-    )
-)
-_host: Any = bindparam("host")
-_run: Any = bindparam("run")
-_after: Any = bindparam("after")
-_since: Any = bindparam("since")
-_until: Any = bindparam("until")
-_ids: Any = bindparam("ids", expanding=True)
-
-# Queries are built once: building one takes longer than SQLite takes to answer it.
-
-CHUNK_OF_BLOCK = and_(_c.host_id == _b.host_id, _c.day == _b.day, _c.block_id == _b.id)
-
-BLOCKS = (
-    select(tables.block)
-    .where(
-        _b.host_id == _host,
-        _b.run_id == _run,
-        _b.seq1 > _after,
-        _b.t1_ns >= _since,
-        _b.t0_ns <= _until,
-    )
-    .order_by(_b.id)
-)
-"""A run's blocks that touch a window: parameters host, run, after, since, until (inclusive)."""
-
-_CHUNKS = (
-    select(tables.chunk)
-    .join_from(tables.block, tables.chunk, CHUNK_OF_BLOCK)
-    .where(_b.host_id == _host, _b.id.in_(bindparam("blocks", expanding=True)))
-    .order_by(_c.block_id, _c.series_id)
-)
-_SOME_CHUNKS = _CHUNKS.where(_c.series_id.in_(_ids))
-
-_TICKS = (
-    select(tables.tick)
-    .where(
-        _t.host_id == _host,
-        _t.run_id == _run,
-        _t.seq1 > _after,
-        _t.t1_ns >= _since,
-        _t.t0_ns <= _until,
-    )
-    .order_by(_t.seq0)
-)
-
-_NAMES = (
-    select(_s.id, _e.name, _s.metric)
-    .join(tables.entity, and_(_e.host_id == _s.host_id, _e.id == _s.entity_id))
-    .where(_s.host_id == _host, _s.run_id == _run, _s.id > _after)
-)
-
-_PEAKS = (
-    select(_p.series_id, _p.high, _p.high_t_ns, _p.n)
-    .join(tables.series, and_(_s.host_id == _p.host_id, _s.id == _p.series_id))
-    .where(_p.host_id == _host, _s.run_id == _run)
-)
-
-SPAN = (
-    select(func.min(_p.first_t_ns), func.max(_p.last_t_ns))
-    .join(tables.series, and_(_s.host_id == _p.host_id, _s.id == _p.series_id))
-    .where(_p.host_id == _host, _s.run_id == _run)
-)
-
-_WAITING = select(func.min(_t.t0_ns), func.max(_t.t1_ns)).where(
-    _t.host_id == _host, _t.run_id == _run
-)
 
 Reading = tuple[int, int, int, int]
 """(number of the instant, series id, time, value)."""
@@ -113,21 +45,21 @@ Reading = tuple[int, int, int, int]
 class Place:
     """Whose samples are meant."""
 
-    connection: sqlalchemy.Connection
-    """In a read transaction."""
+    ask: Ask
+    """Runs queries in one read transaction."""
     host_id: int
     """The machine."""
     run: str
     """Stored run id; HOST_RUN = the host's own."""
 
-    def execute(self, query: sqlalchemy.Select[Any], **asked: Any) -> Any:
+    def rows(self, query: str, **asked: Any) -> list[Any]:
         """Run a query that asks for this host and run."""
-        return self.connection.execute(query, {"host": self.host_id, "run": self.run, **asked})
+        return self.ask(query, host=self.host_id, run=self.run, **asked)
 
 
 def names(place: Place, after: int = 0) -> dict[int, Series]:
     """Return series id -> series of a run, those with a larger id than `after`."""
-    rows = place.execute(_NAMES, after=after)
+    rows = place.rows(queries.NAMES, after=after)
     return {
         number: Series(run_id=place.run or None, entity=name, metric=metric)
         for number, name, metric in rows
@@ -151,56 +83,53 @@ def ticks(
         until: its end, inclusive.
         wanted: series that are wanted; None = all.
     """
-    for row in place.execute(_TICKS, after=after, since=since, until=until).all():
+    for row in place.rows(queries.TICKS, after=after, since=since, until=until):
         with contextlib.suppress(StoreDamagedError):
             yield tick_frame(row, wanted)
 
 
-def chunk_column(row: Any) -> Column:
-    """Return the column of a row of `chunk`. Raises StoreDamagedError when it is damaged."""
-    if codec.checksum(row.data, row.n, row.low, row.high, row.last) != row.crc:
-        raise StoreDamagedError(
-            f"chunk {row.block_id}/{row.series_id} is damaged", hint="memplan db repair"
-        )
-    values, index = codec.unpack_column(row.codec, row.data, row.n)
+def _chunk_column(row: Sequence[Any]) -> Column:
+    """Return the column of a row of CHUNKS. Raises StoreDamagedError when it is damaged."""
+    block, series, n, low, high, last, version, crc, data = row
+    if codec.checksum(data, n, low, high, last) != crc:
+        raise StoreDamagedError(f"chunk {block}/{series} is damaged", hint="memplan db repair")
+    values, index = codec.unpack_column(version, data, n)
     return Column(values=values, index=index)
 
 
-def block_times(row: Any) -> tuple[list[int], list[int]]:
-    """Return (times, numbers) of a row of `block`. Raises StoreDamagedError when damaged."""
-    if codec.checksum(row.data, row.seq0, row.n) != row.crc:
-        raise StoreDamagedError(f"block {row.id} is damaged", hint="memplan db repair")
-    return codec.unpack_times(codec.unpack(row.codec, row.data))
+def _block_times(row: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Return (times, numbers) of a row of BLOCKS. Raises StoreDamagedError when damaged."""
+    number, seq0, n, version, crc, data = row
+    if codec.checksum(data, seq0, n) != crc:
+        raise StoreDamagedError(f"block {number} is damaged", hint="memplan db repair")
+    return codec.unpack_times(codec.unpack(version, data))
 
 
 def frames(
-    place: Place, blocks: sqlalchemy.Select[Any], series: list[int] | None = None, **window: int
+    place: Place, blocks: str, series: list[int] | None = None, **window: int
 ) -> Iterator[Frame]:
     """Yield blocks as frames, oldest first.
 
     Args:
         place: whose.
-        blocks: BLOCKS, or a narrower query.
+        blocks: the query for the blocks.
         series: ids of the series that are wanted; None = all.
         window: what the query asks for.
     """
-    rows = place.execute(blocks, **window).all()
+    rows = place.rows(blocks, **window)
+    wanted = "" if series is None else queries.WANTED_CHUNKS.format(ids=queries.among(series))
     for begin in range(0, len(rows), _BLOCKS_AT_ONCE):
         part = rows[begin : begin + _BLOCKS_AT_ONCE]
-        found = {row.id: Frame() for row in part}
+        found = {row[0]: Frame() for row in part}
         for row in part:
             with contextlib.suppress(StoreDamagedError):
-                found[row.id].times, found[row.id].seqs = block_times(row)
-        ids = list(found)
-        if series is None:
-            chunks = place.execute(_CHUNKS, blocks=ids)
-        else:
-            chunks = place.execute(_SOME_CHUNKS, blocks=ids, ids=series)
-        for row in chunks.all():
+                found[row[0]].times, found[row[0]].seqs = _block_times(row)
+        chunks = queries.CHUNKS.format(blocks=queries.among(found), wanted=wanted)
+        for row in place.ask(chunks, host=place.host_id):
             with contextlib.suppress(StoreDamagedError):
-                column = chunk_column(row)
-                if _fits(column, found[row.block_id]):
-                    found[row.block_id].columns[row.series_id] = column
+                column = _chunk_column(row)
+                if _fits(column, found[row[0]]):
+                    found[row[0]].columns[row[1]] = column
         yield from found.values()
 
 
@@ -239,7 +168,7 @@ def window(
         "until": LAST if until_ns is None else until_ns,
     }
     found: list[Reading] = []
-    for source in (frames(place, BLOCKS, **asked), ticks(place, **asked)):
+    for source in (frames(place, queries.BLOCKS, **asked), ticks(place, **asked)):
         for frame in source:
             found += [
                 row
@@ -251,11 +180,45 @@ def window(
     return found
 
 
+def columns(
+    place: Place, *, after: int, since_ns: int | None, until_ns: int | None, limit: int
+) -> tuple[int, dict[int, tuple[list[int], list[int]]], bool]:
+    """Return (last instant, series id -> times and values, is there more) of a window.
+
+    It ends with the frame that brings the samples to `limit`.
+    """
+    since = FIRST if since_ns is None else since_ns
+    until = LAST if until_ns is None else until_ns
+    asked: dict[str, Any] = {"after": after, "since": since, "until": until}
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    cursor, count = after, 0
+    for frame in chain(frames(place, queries.BLOCKS, **asked), ticks(place, **asked)):
+        if count >= limit:
+            return cursor, found, True
+        instants = zip(frame.seqs, frame.times, strict=True)
+        kept = [seq > after and since <= t_ns <= until for seq, t_ns in instants]
+        whole = all(kept)
+        for series, column in frame.columns.items():
+            times, values = frame.column_times(column), column.values
+            if not whole:
+                places = range(len(kept)) if column.index is None else column.index
+                inside = [k for k, i in enumerate(places) if kept[i]]
+                times, values = [times[k] for k in inside], [values[k] for k in inside]
+            known = found.setdefault(series, ([], []))
+            known[0].extend(times)
+            known[1].extend(values)
+            count += len(values)
+        cursor = max(
+            (seq for seq, there in zip(frame.seqs, kept, strict=True) if there), default=cursor
+        )
+    return cursor, {number: column for number, column in found.items() if column[0]}, False
+
+
 def peaks(place: Place, known: Mapping[int, Series]) -> list[Peak]:
     """Return the peak of every series of a run: those of blocks, and of ticks behind them."""
     found = {
         number: Peak(series=known[number], value=high, t_ns=t_ns, count=n)
-        for number, high, t_ns, n in place.execute(_PEAKS)
+        for number, high, t_ns, n in place.rows(queries.PEAKS)
     }
     for frame in ticks(place):
         for number, column in frame.columns.items():
@@ -273,7 +236,7 @@ def peaks(place: Place, known: Mapping[int, Series]) -> list[Peak]:
 
 def span_ns(place: Place) -> tuple[int, int] | None:
     """Return the times of a run's first and last sample ever; None where there is none."""
-    rows = [place.execute(query).one() for query in (SPAN, _WAITING)]
+    rows = [place.rows(query)[0] for query in (queries.SPAN, queries.WAITING)]
     there = [(first, last) for first, last in rows if first is not None]
     if not there:
         return None

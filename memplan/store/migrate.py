@@ -16,22 +16,16 @@ from urllib.parse import quote
 
 import sqlalchemy
 
-from memplan.errors import StoreDamagedError, StoreVersionError
 from memplan.store.engine import driver, is_url, translated
+from memplan.store.version import HEAD, VERSION, check_known, refuse_tables
 
-__all__ = ["APPLICATION_ID", "HEAD", "check_known", "copy_path", "current_version", "migrate"]
-
-HEAD = "0002"
-"""Newest revision in migrations/versions."""
+__all__ = ["APPLICATION_ID", "HEAD", "copy_path", "current_version", "migrate"]
 
 APPLICATION_ID = 0x6D706C6E
 """What SQLite's header says about whose file it is: "mpln"."""
 
 _LOCK_KEY = 0x6D706D67
 """PostgreSQL's advisory lock of whoever migrates."""
-
-_KNOWN = ("0001", "0002")
-"""Every revision that this program can read or upgrade."""
 
 
 def current_version(connection: sqlalchemy.Connection) -> str | None:
@@ -40,11 +34,10 @@ def current_version(connection: sqlalchemy.Connection) -> str | None:
     Raises StoreDamagedError when it holds another program's tables.
     """
     tables = sqlalchemy.inspect(connection).get_table_names()
-    if "alembic_version" not in tables:
-        if tables:
-            raise _stranger(min(tables))
+    refuse_tables(tables)
+    if not tables:
         return None
-    rows = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).all()
+    rows = connection.execute(sqlalchemy.text(VERSION)).all()
     return str(rows[0][0]) if rows else None
 
 
@@ -58,25 +51,7 @@ def refuse_stranger(database: Path) -> None:
     uri = f"file:{quote(str(database.absolute()))}?mode=ro"
     with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
         names = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        tables = [name for (name,) in connection.execute(names)]
-        if tables and "alembic_version" not in tables:
-            raise _stranger(min(tables))
-
-
-def _stranger(table: str) -> StoreDamagedError:
-    return StoreDamagedError(
-        f"this is another program's database: it has a table {table!r}",
-        hint="name another place: export MEMPLAN_DATABASE=FILE",
-    )
-
-
-def check_known(version: str | None) -> None:
-    """Raise StoreVersionError when a database was written by a newer program."""
-    if version is not None and version not in _KNOWN:
-        raise StoreVersionError(
-            f"the database has schema {version}, this memplan knows up to {HEAD}",
-            hint="upgrade memplan: pip install --upgrade memplan",
-        )
+        refuse_tables([name for (name,) in connection.execute(names)])
 
 
 def migrate(connection: sqlalchemy.Connection, database: str | Path) -> None:

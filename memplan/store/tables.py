@@ -34,6 +34,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from memplan.store.queries import HOST_RUN
+
 __all__ = [
     "HOST_RUN",
     "block",
@@ -54,9 +56,6 @@ __all__ = [
     "series",
     "tick",
 ]
-
-HOST_RUN = ""
-"""Stored run id of the host's own series (NULL would not be unique)."""
 
 metadata = MetaData()
 

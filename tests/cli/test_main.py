@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from memplan.cli.main import COMMANDS, run
+from memplan.store.writer import LocalWriter
 
 HEAVY = {"torch", "transformers", "accelerate", "sqlalchemy", "textual", "numpy", "alembic"}
 
@@ -29,6 +30,14 @@ def modules_of(*arguments):
 def test_help_loads_nothing_heavy(arguments):
     """So that it answers in a blink."""
     assert not modules_of(*arguments) & HEAVY
+
+
+def test_reading_loads_no_sqlalchemy(tmp_path, monkeypatch):
+    """Nor what the dashboard's first screen does without."""
+    monkeypatch.setenv("MEMPLAN_DATABASE", str(tmp_path / "m.db"))
+    LocalWriter(tmp_path / "m.db").close()
+    assert not modules_of("runs") & HEAVY
+    assert not modules_of("tui", "--plain") & {*HEAVY, "rich", "psutil", "pynvml"}
 
 
 def test_every_command_of_the_table_exists_and_has_help(capsys):

@@ -25,7 +25,7 @@ from memplan.errors import (
     StoreLockedError,
     StoreVersionError,
 )
-from memplan.store import engine, quarantine
+from memplan.store import engine, quarantine, readonly
 from memplan.store.engine import sqlite_affected, sqlite_problem
 from memplan.store.lock import log_holders
 from memplan.store.reader import StoreReader
@@ -520,8 +520,8 @@ def test_19_the_log_stays_under_its_cap_while_somebody_reads_an_old_state(tmp_pa
 def test_19_our_own_readers_are_cut(tmp_path, monkeypatch):
     """A query that takes too long ends with an error, and its snapshot with it."""
     make_database(tmp_path / "m.db", 130)
-    monkeypatch.setattr(engine, "LONGEST_READ_S", -1.0)
-    monkeypatch.setattr(engine, "_PROGRESS_STEPS", 10)
+    monkeypatch.setattr(readonly, "LONGEST_READ_S", -1.0)
+    monkeypatch.setattr(readonly, "_PROGRESS_STEPS", 10)
     with pytest.raises(StoreError, match="cut") as caught, StoreReader(tmp_path / "m.db") as reader:
         reader.samples(None)
     assert "shorter" in caught.value.hint

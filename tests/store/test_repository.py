@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 
 import pytest
 from factories import T0, make_device, make_phase, make_plan, make_run, make_sample
 
 from memplan.errors import NotStoredError, StoreError, StoreLockedError, UsageError
+from memplan.store import queries
 from memplan.store.append import BLOCK_INSTANTS
 from memplan.store.reader import StoreReader
 from memplan.store.retention import Policy
@@ -74,6 +76,38 @@ def test_samples_are_the_same_as_ticks_and_as_blocks(anywhere):
         assert list(window.samples) == [s for s in sent if 50 <= (s.t_ns - BEGIN) // NS <= 70]
         assert reader.last_sample_ns() == sent[-1].t_ns
         assert reader.span_ns(None) == (sent[0].t_ns, sent[-1].t_ns)
+
+
+@pytest.mark.parametrize("limit", [1, 50, 10**6])
+def test_columns_are_the_samples_by_series(anywhere, limit):
+    """From ticks and blocks, behind a cursor and in a window, a part at a time."""
+    with LocalWriter(anywhere) as writer, StoreReader(anywhere) as reader:
+        fill(writer, 200)
+        fill(writer, 30, begin=BEGIN + 200 * NS, series=(GPU,))
+        for window in ({}, {"since_ns": BEGIN + 50 * NS, "until_ns": BEGIN + 215 * NS}):
+            cursor, more, found = 0, True, {HOST: [], GPU: []}
+            while more:
+                batch = reader.columns(None, after=cursor, limit=limit, **window)
+                cursor, more = batch.cursor, batch.more
+                for series, (times, values) in batch.columns.items():
+                    found[series] += zip(times, values, strict=True)
+            wanted = reader.samples(None, **window).samples
+            for series, points in found.items():
+                assert points == [(s.t_ns, s.value) for s in wanted if s.series == series]
+            assert reader.columns(None, after=cursor, **window).columns == {}
+
+
+def test_a_chunk_is_found_by_its_block(tmp_path):
+    """SQLite is told in which order to look: else it goes through every chunk that there is."""
+    with LocalWriter(tmp_path / "m.db") as writer:
+        fill(writer, 200)
+    with sqlite3.connect(tmp_path / "m.db") as connection:
+        query = queries.CHUNKS.format(blocks=queries.among(range(1, 17)), wanted="")
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {query}", {"host": 1}).fetchall()
+    connection.close()
+    steps = [row[3] for row in rows]
+    assert steps[0].startswith("SEARCH block")
+    assert steps[1] == "SEARCH chunk USING PRIMARY KEY (host_id=? AND day=? AND block_id=?)"
 
 
 def test_peaks_are_those_of_all_samples(anywhere):

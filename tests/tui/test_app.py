@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from factories import T0, make_device, make_plan, make_run, make_sample
-from memplan_tui.messages import Polled
+from memplan_tui.app import Polled
 from textual.widgets import Input
 from tui_stage import NOW, S, app_on, fill, text_of, until
 

@@ -11,6 +11,7 @@ from memplan_tui.messages import Request
 from memplan_tui.replay import load_recording
 from tui_stage import S, app_on, fill, until
 
+from memplan.cli.main import run
 from memplan.store.reader import StoreReader
 from memplan.units import MIB
 
@@ -21,6 +22,7 @@ CLOCK = Replay(start_ns=T0, end_ns=T0 + 100 * S, at_ns=T0)
 def database(tmp_path, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     path = tmp_path / "m.db"
+    monkeypatch.setenv("MEMPLAN_DATABASE", str(path))
     fill(path)
     return path
 
@@ -140,3 +142,16 @@ async def test_a_replay_can_be_asked_for_at_the_start(database):
     async with app.run_test(size=(120, 30)):
         await until(app, "REPLAY")
         await until(app, "run r-1")
+
+
+async def test_a_recorded_file_is_replayed_where_its_database_is_not(database, tmp_path):
+    """`memplan record FILE`, the file taken elsewhere, `memplan tui --replay FILE`."""
+    file = tmp_path / "taken.db"
+    assert run(["record", str(file), "--run", "r-1"]) == 0
+    app = app_on(file, replay="")
+    async with app.run_test(size=(120, 30)) as pilot:
+        await until(app, "REPLAY")
+        await pilot.press("space", "end")
+        text = await until(app, "100%")
+        assert "run r-1" in text
+        assert "610.0" in text  # its peak

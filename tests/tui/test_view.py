@@ -290,3 +290,18 @@ def test_every_role_has_a_style_without_colour():
         roles, grey = role_styles(theme), role_styles(theme, colour=False)
         assert set(roles) == set(grey)
         assert all(style.color is None and style.bgcolor is None for style in grey.values())
+
+
+POINT = st.tuples(st.integers(0, 50), st.integers(-5, 9))
+
+
+@given(st.lists(st.lists(POINT, min_size=1, max_size=9), max_size=5))
+def test_a_column_at_once_is_as_sample_by_sample(batches):
+    """Whether the clock goes on or jumps back."""
+    at_once, one_by_one = Track(), Track()
+    for batch in batches:
+        at_once.extend([t for t, _ in batch], [value for _, value in batch])
+        for t, value in batch:
+            one_by_one.add(t, value)
+    for name in Track.__slots__:
+        assert getattr(at_once, name) == getattr(one_by_one, name)

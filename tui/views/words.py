@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from memplan_tui.lines import Line, Piece
-from memplan_tui.messages import Detail, Snapshot
+from memplan_tui.messages import FIRST_WINDOW_NS, Detail, Snapshot
 from memplan_tui.text import tr
 
 from memplan.chart import Glyphs, Words, glyphs
@@ -18,7 +18,7 @@ __all__ = ["WINDOWS", "Look", "ago", "clock", "gap", "headline", "judged", "numb
 STALE_NS = 10 * 10**9
 """After this long without a sample the sampler is taken for gone."""
 
-WINDOWS: tuple[int | None, ...] = (60 * 10**9, 600 * 10**9, 3600 * 10**9, None)
+WINDOWS: tuple[int | None, ...] = (60 * 10**9, FIRST_WINDOW_NS, 3600 * 10**9, None)
 """How far back curves go: one minute, ten, an hour, all."""
 
 
