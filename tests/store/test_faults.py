@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import workers
 from factories import T0, make_plan, make_run, make_sample
 
 from memplan.errors import (
@@ -52,43 +54,21 @@ def sound(database):
 
 # 1. kill -9
 
-WRITE = """
-import itertools, sys, time
-from memplan.store.append import HOUR_NS
-from memplan.store.retention import Policy
-from memplan.store.writer import LocalWriter
-from memplan.types import Sample, Series
 
-NS = 10**9
-start, busy = int(sys.argv[2]), sys.argv[3]
-i = start // NS % 10**6
-series = [Series(run_id=None, entity=f"process:{i}", metric="rss_bytes") for i in range(8)]
-writer = LocalWriter(
-    sys.argv[1],
-    policy=Policy(raw_ns=100 * NS if busy == "retention" else 10**6 * HOUR_NS),
-    now_ns=lambda: start + i * NS,
-)
-for i in itertools.count(i):
-    writer.write_samples([Sample(series=s, t_ns=start + i * NS, value=i) for s in series])
-    if busy == "checkpoint":
-        writer.checkpoint()
-    if busy == "retention" and i % 20 == 0:
-        writer.keep_house()
-    print(i, flush=True)
-"""
-
-
-def kill_at_random(database, busy, dice, start):
+def kill_at_random(database, busy, dice, begin_ns):
     """Let a writer write, kill it, and return the last batch that it had acknowledged."""
-    command = [sys.executable, "-c", WRITE, str(database), str(start), busy]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        last = child.stdout.readline()
-        end = time.monotonic() + dice.random()
-        while time.monotonic() < end:
-            last = child.stdout.readline()
-        child.kill()
-        rest = child.stdout.read().split("\n")
-    return int(([last, *rest[:-1]] if rest[:-1] else [last])[-1])
+    child, said = workers.start(workers.write, database, begin_ns, busy)
+    last = said.recv()
+    end = time.monotonic() + dice.uniform(0, 0.6)  # some blocks long
+    while time.monotonic() < end:
+        last = said.recv()
+    child.kill()
+    with suppress(EOFError):
+        while True:
+            last = said.recv()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    return last
 
 
 @pytest.mark.parametrize(
