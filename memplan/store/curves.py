@@ -193,10 +193,11 @@ def _from_blocks(
         "after": FIRST,
     }
     if ids is None:
-        rows = place.execute(_SUMMARIES, **asked)
+        found = place.execute(_SUMMARIES, **asked)
     else:
-        rows = place.execute(_SOME_SUMMARIES, ids=ids, **asked)
-    filling.add_rows(rows.all())
+        found = place.execute(_SOME_SUMMARIES, ids=ids, **asked)
+    filling.add_rows(found.cursor.fetchall())  # the driver's tuples: no object around each
+    found.close()
     for frame in frames(place, _WIDE, ids, **asked):
         filling.add_frame(frame, wanted, from_ns)
 
