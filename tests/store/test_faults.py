@@ -523,3 +523,19 @@ def test_housekeeping_goes_in_short_transactions(tmp_path):
         assert steps >= 1
         with StoreReader(tmp_path / "m.db") as reader:
             assert len(reader.samples(None).samples) >= steps
+
+
+def test_pages_are_given_back_in_batches(tmp_path, monkeypatch):
+    """A pragma that is not stepped to its end frees one page at a time."""
+    monkeypatch.setattr("memplan.store.retention._VACUUM_PAGES", 32)
+    database = tmp_path / "m.db"
+    make_database(database)
+    before = database.stat().st_size
+    with LocalWriter(database, policy=Policy(raw_ns=NS)) as writer:
+        steps = 0
+        while writer.keep_house(batches=1):
+            steps += 1
+        writer.checkpoint()
+    gone = (before - database.stat().st_size) // 4096
+    assert gone > 64
+    assert steps < gone // 2
