@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -407,6 +408,53 @@ def test_17_a_second_daemon_ends_with_a_clear_code_and_writes_nothing(tmp_path):
         assert f"process {os.getpid()}" in done.stderr
         assert "Traceback" not in done.stderr
         assert database.read_bytes() == before
+
+
+OPEN_AS_NOBODY = """
+import os, sys
+from memplan.errors import StoreError
+from memplan.store.writer import LocalWriter
+LocalWriter(sys.argv[2]).close()  # imports what nobody may not be allowed to read
+os.setuid(65534)
+try:
+    writer = LocalWriter(sys.argv[1])
+except StoreError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("first", ["root", "nobody"])
+def test_17_two_daemons_of_different_users_do_not_write_to_one_database(tmp_path, first):
+    """Whoever came first holds the lock; the other is refused, and nothing is written."""
+    with tempfile.TemporaryDirectory(prefix="mp-17-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        database = folder / "m.db"
+        command = [sys.executable, "-c", OPEN_AS_NOBODY, str(database), str(tmp_path / "other.db")]
+        if first == "root":
+            with LocalWriter(database) as writer:
+                writer.write_samples(batch(0))
+                before = database.read_bytes()
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+                )
+                assert done.returncode == 1
+                assert done.stderr.startswith("Store"), done.stderr
+                assert database.read_bytes() == before
+        else:
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as child:
+                assert child.stdout.readline() == "open\n"
+                before = database.read_bytes()
+                with pytest.raises(StoreLockedError, match=str(child.pid)):
+                    LocalWriter(database)
+                assert database.read_bytes() == before
+                child.stdin.close()
+        assert sound(database) is True
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
