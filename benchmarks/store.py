@@ -160,19 +160,21 @@ READY = """
 import sys, time
 from memplan.store.writer import LocalWriter
 LocalWriter(sys.argv[1])
-print(time.process_time(), flush=True)
+print("ready", flush=True)
 time.sleep(1000)
 """
 
 
 def restart_s(database: Path) -> float:
-    """Return the CPU seconds from an empty interpreter to a writer, after a kill -9."""
+    """Return the seconds from the start of an interpreter to a writer, after a kill -9."""
     took = []
     for _ in range(4):  # the first one finds a clean end, the others what a kill left
         command = [sys.executable, "-c", READY, str(database)]
+        begun = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            took.append(float(child.stdout.readline()))
+            child.stdout.readline()
+            took.append(time.perf_counter() - begun)
             os.kill(child.pid, signal.SIGKILL)
     return max(took[1:])
 
@@ -228,7 +230,7 @@ def ours(
                 line("all series of the last 5 min (CPU, warm)", rows, 5, f"{other:.0f} ms", "ms")
             )
     good += retention(database, ticks, end, naive, naive_ticks)
-    good.append(line("ready after kill -9 (CPU)", restart_s(database), 1.5, "-", "s"))
+    good.append(line("ready after kill -9 (clock)", restart_s(database), 1.5, "-", "s"))
     return good
 
 
@@ -236,16 +238,15 @@ def retention(database: Path, ticks: int, end: int, naive: Naive, naive_ticks: i
     """Delete the older half and print how long it took, and its longest transaction."""
     half = Policy(raw_ns=ticks // 2 * NS, cap_bytes=1 << 50)
     with LocalWriter(database, policy=half, now_ns=lambda: end) as writer:
-        begun, cpu = time.perf_counter(), time.process_time()
+        begun = time.perf_counter()
         writer.keep_house()
-        took, cpu = time.perf_counter() - begun, time.process_time() - cpu
-        longest, longest_cpu = writer.longest_batch_s
+        took_s = time.perf_counter() - begun
+        longest_s = writer.longest_batch_s
     other = naive.delete(naive_ticks * SERIES // 2)
     count = ticks * SERIES // 2
-    print(f"retention by the clock: {took:.2f} s, longest lock {longest * 1e3:.0f} ms")
     return [
-        line(f"retention of {count} samples (CPU)", cpu, 3, f"{other:.1f} s for a tenth", "s"),
-        line("longest lock meanwhile (CPU)", longest_cpu * 1e3, 50, "-", "ms"),
+        line(f"retention of {count} samples (clock)", took_s, 3, f"{other:.1f} s for a tenth", "s"),
+        line("longest lock meanwhile (clock)", longest_s * 1e3, 50, "-", "ms"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -202,6 +203,8 @@ class _Daemon:
             longest_s = self._notifier.watchdog_s / 3
         with _signals(self._base.loop, self._reload):
             self._base.sampler.tick()  # ready means that it works
+            gc.collect()
+            gc.freeze()  # what was set up stays: no later collection is to look through it
             self._notifier.ready(f"sampling every {self._settings.interval_s:g} s")
             self._base.loop.run(longest_s)
         self._notifier.stopping()

@@ -181,7 +181,7 @@ class Process:
     both can be the same for two processes.)
     """
 
-    __slots__ = ("_folder", "_path", "_status", "identity", "label", "pid", "uid")
+    __slots__ = ("_folder", "_kept", "_path", "identity", "label", "pid", "uid")
 
     def __init__(self, pid: int, path: str, folder: int | None, label: str = "") -> None:
         """Remember the process; `ProcFolder.open` makes these."""
@@ -194,7 +194,7 @@ class Process:
         """Set by `identify`."""
         self._path = path
         self._folder = folder
-        self._status: int | None = None
+        self._kept: dict[str, int] = {}
 
     def read(self, name: str) -> bytes | None:
         """Return one of its files, or None when it is gone or may not be read."""
@@ -204,23 +204,33 @@ class Process:
 
     def status(self) -> bytes | None:
         """Return its status file through a descriptor that is kept: a third of the cost."""
-        if self._folder is None:
-            return self.read("status")
-        try:
-            if self._status is None:
-                self._keep_status(self._folder)
-            if self._status is None:
-                return self.read("status")
-            return os.pread(self._status, _STATUS_BYTES, 0) or None
-        except OSError:
-            return self.read("status")
+        return self._read_kept("status")
 
-    def _keep_status(self, folder: int) -> None:
-        descriptor = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    def statm(self) -> bytes | None:
+        """Return its statm file, kept, too: the kernel makes it in a tenth of status's time."""
+        return self._read_kept("statm")
+
+    def _read_kept(self, name: str) -> bytes | None:
+        try:
+            descriptor = self._kept.get(name)
+            if descriptor is None:
+                descriptor = self._keep(name)
+            if descriptor is None:
+                return self.read(name)
+            return os.pread(descriptor, _STATUS_BYTES, 0) or None
+        except OSError:
+            return self.read(name)
+
+    def _keep(self, name: str) -> int | None:
+        """Open a file for good; None where too few descriptors would be left."""
+        if self._folder is None:
+            return None
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
         if _may_keep(descriptor):
-            self._status = descriptor
-        else:
-            os.close(descriptor)
+            self._kept[name] = descriptor
+            return descriptor
+        os.close(descriptor)
+        return None
 
     def stat(self) -> Stat | None:
         """Return its place among others, or None when it is gone."""
@@ -243,12 +253,13 @@ class Process:
 
     def close(self) -> None:
         """Let go of it."""
-        for descriptor in (self._status, self._folder):
-            if descriptor is not None:
-                os.close(descriptor)
+        for descriptor in self._kept.values():
+            os.close(descriptor)
+        self._kept = {}
         if self._folder is not None:
+            os.close(self._folder)
             self._path = "/dev/null"
-        self._status = self._folder = None
+        self._folder = None
 
 
 def _pidfd_inode(pid: int) -> int | None:

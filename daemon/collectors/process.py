@@ -33,7 +33,20 @@ LARGEST = 64
 
 PSS_INTERVAL_S = 5.0
 
+ALWAYS_IN_FULL = 8
+"""Processes of a tree up to which every tick reads all; of larger trees, what has moved."""
+
 Values = dict[str, int]
+
+
+@dataclass(slots=True)
+class _Member:
+    """One process as it was read in full the last time."""
+
+    statm: bytes | None
+    """Its statm then: while that is the same, so are all readings but marks and swap."""
+    values: Values
+    parent: int
 
 
 @dataclass(slots=True)
@@ -48,12 +61,15 @@ class _State:
     """The tree's high-water mark so far."""
     last: dict[str, Values] = field(default_factory=dict)
     """Each process's last values, by label: they become its final row."""
+    members: dict[str, _Member] = field(default_factory=dict)
+    """The processes of the last tick, by label."""
 
 
 class ProcessCollector:
     """Reads every member of a tree, and adds them up under "tree".
 
-    Per process: RSS and its three kinds, swap, the kernel's high-water mark (VmHWM); PSS and USS
+    Per process: RSS and its three kinds, swap, the kernel's high-water mark (VmHWM), in trees of
+    more than ALWAYS_IN_FULL processes between two medium ticks only where RSS moved; PSS and USS
     where that is allowed and within its budget. A process that runs in its parent's memory, as
     between vfork and exec, is that memory seen twice and is left out. One that ended has its last
     RSS and mark stored once more, as final_rss_bytes and final_hwm_bytes.
@@ -83,11 +99,13 @@ class ProcessCollector:
         if watch.run_id is None:
             return
         state = self._state(watch.run_id, watch.tick)
-        found = _read_members(watch.members)
+        full = len(watch.members) <= ALWAYS_IN_FULL or "medium" in watch.due
+        found = _read_members(state, watch.members, full=full)
         yield from _ended(state, {watch.members[pid].label: found[pid] for pid in found})
         if not found:
             return
-        slow = {} if watch.quiet else self._rollups(state, watch.members, found)
+        asked = full and not watch.quiet
+        slow = self._rollups(state, watch.members, found) if asked else {}
         largest = sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST]
         for pid in sorted(largest):
             entity = f"process:{watch.members[pid].label}"
@@ -96,7 +114,7 @@ class ProcessCollector:
                     yield Reading(entity, metric, value)
             for metric, value in slow.get(pid, {}).items():
                 yield Reading(entity, metric, value)
-        for pid in state.rollups.denied if not watch.quiet else ():
+        for pid in state.rollups.denied & found.keys() if not watch.quiet else ():
             yield Gap(f"process:{watch.members[pid].label}", "pss_bytes", "no-permission")
         yield from _tree(state, found)
         if slow:
@@ -134,25 +152,45 @@ def _ended(state: _State, now: dict[str, Values]) -> Iterator[Reading]:
     state.last = now
 
 
-def _read_members(members: Mapping[int, Process]) -> dict[int, Values]:
-    """Return the status readings by process, less those that live in their parent's memory."""
+def _read_members(
+    state: _State, members: Mapping[int, Process], *, full: bool
+) -> dict[int, Values]:
+    """Return the readings by process, less those that live in their parent's memory.
+
+    Unless all are to be read in full, those whose statm has not moved keep what they had.
+    """
+    large = len(members) > ALWAYS_IN_FULL
+    known, state.members = state.members, {}
     found: dict[int, Values] = {}
-    parents: dict[int, int] = {}
-    for pid, member in members.items():
-        data = member.status()
-        if data is None:
-            continue
-        values = {}
-        for metric, key in _STATUS.items():
-            if (value := _kib(data, key)) is not None:
-                values[metric] = value
-        if "rss_bytes" in values:
-            found[pid] = values
-            parents[pid] = _parent(data)
-    shared = [pid for pid in found if found[pid] == found.get(parents[pid])]
+    for pid, process in members.items():
+        member = known.get(process.label)
+        statm = process.statm() if large else None
+        if full or member is None or statm is None or statm != member.statm:
+            member = _read(process, statm)
+            if member is None:
+                continue
+        state.members[process.label] = member
+        found[pid] = member.values
+    shared = [
+        pid
+        for pid, values in found.items()
+        if values == found.get(state.members[members[pid].label].parent)
+    ]
     for pid in shared:
         del found[pid]
     return found
+
+
+def _read(process: Process, statm: bytes | None) -> _Member | None:
+    """Read one process in full; None when it is gone or has no memory of its own."""
+    data = process.status()
+    if data is None:
+        return None
+    values = {}
+    for metric, key in _STATUS.items():
+        if (value := _kib(data, key)) is not None:
+            values[metric] = value
+    return _Member(statm, values, _parent(data)) if "rss_bytes" in values else None
 
 
 def _kib(status: bytes, key: bytes) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
 
@@ -44,9 +44,8 @@ class ColumnBatch:
     """As in `SampleBatch`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """What one stretch of time holds of one series."""
+class Bucket(NamedTuple):
+    """What one stretch of time holds of one series; a tuple, as windows are made of thousands."""
 
     t_ns: int
     """Begin of the stretch, wall clock."""

@@ -8,6 +8,7 @@ saved of it moves into a new one, and the write is tried once more there.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,12 @@ _ROOM_PAUSE_S = 60.0
 """Seconds between two attempts to make room by dropping samples."""
 
 _ROOM_BATCHES = 4
+
+_CHECKPOINT_EVERY = 4
+"""Batches of housekeeping between two checkpoints, of some 1000 pages each."""
+
+_CHECKPOINT_PAGES = 1000
+"""Pages in the log after which a write makes a checkpoint by itself: SQLite's own default."""
 
 
 class WriterConnection:
@@ -205,6 +212,30 @@ class WriterConnection:
                 raw.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
             finally:
                 raw.execute("PRAGMA busy_timeout = 5000")
+
+    @contextlib.contextmanager
+    def checkpoints_apart(self) -> Iterator[Callable[[], None]]:
+        """Keep checkpoints out of transactions: they wait for the disk with the lock held.
+
+        Yields what is to be called after each transaction, when nobody waits for the lock; the
+        last ones' checkpoint is left to the next write.
+        """
+        done = itertools.count(1)
+
+        def pause() -> None:
+            if next(done) % _CHECKPOINT_EVERY == 0:
+                self.checkpoint()
+
+        if self.path is None:
+            yield pause
+            return
+        with translated(self.database):
+            raw = driver(self.connection)
+            raw.execute("PRAGMA wal_autocheckpoint = 0")
+            try:
+                yield pause
+            finally:
+                raw.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
     def _make_room(self) -> bool:
         """Let go of the ballast, then of the oldest samples; tell whether to try again.

@@ -65,6 +65,7 @@ class _Filling:
     def add_frame(self, frame: Frame, wanted: Mapping[int, Series], from_ns: int) -> None:
         """Add the samples of a frame that are not before a time."""
         whole = self._stretches(frame.times, from_ns)
+        rows = []
         for series, column in frame.columns.items():
             if series not in wanted:
                 continue
@@ -72,14 +73,13 @@ class _Filling:
             if column.index is not None:
                 times = frame.column_times(column)
                 stretches = self._stretches(times, from_ns)
-            rows = []
             for begin, end in stretches:
                 values = column.values[begin:end]
                 high = max(values)
                 t_ns = times[begin + values.index(high)]
                 row = (series, end - begin, min(values), high, t_ns, sum(values), values[-1])
                 rows.append(row)
-            self.add_rows(rows)
+        self.add_rows(rows)
 
     def _stretches(self, times: list[int], from_ns: int) -> list[tuple[int, int]]:
         """Return (begin, end) of neighbours that fall into one bucket and into the window."""
@@ -94,22 +94,18 @@ class _Filling:
         return found
 
     def curve(self, number: int, series: Series) -> Curve:
-        buckets = self.series[number]
+        since, width = self.since_ns, self.width_ns
         return Curve(
             series=series,
-            width_ns=self.width_ns,
+            width_ns=width,
             tier=self.tier,
             buckets=tuple(
-                Bucket(
-                    t_ns=self.since_ns + place * self.width_ns,
-                    n=n,
-                    low=low,
-                    high=high,
-                    high_t_ns=t_ns,
-                    mean=total / n,
-                    last=last,
-                )
-                for place, (n, low, high, t_ns, total, last) in sorted(buckets.items())
+                [
+                    Bucket(since + place * width, n, low, high, t_ns, total / n, last)
+                    for place, (n, low, high, t_ns, total, last) in sorted(
+                        self.series[number].items()
+                    )
+                ]
             ),
         )
 

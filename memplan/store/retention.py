@@ -60,23 +60,31 @@ class Retention:
         self._begin = begin
         self._host_id = host_id
         self._policy = policy
-        self._blocks, self._periods = 16, 4
+        self._blocks, self._periods = 1, 1
+        self._step = 0
         self.longest_s = 0.0
         """Longest transaction so far."""
-        self.longest_cpu_s = 0.0
-        """The same in CPU time, which other work on the machine does not lengthen."""
-        self._begun = (0.0, 0.0)
+        self._begun_s = 0.0
 
     def batch(self, connection: sqlalchemy.Connection, now_ns: int) -> bool:
-        """Delete or give back one batch; tell whether there is more to do."""
+        """Delete or give back one batch; tell whether there is more to do.
+
+        One kind after the other: what is done with is not looked at again until all are.
+        """
         policy = self._policy
-        return (
-            self._drop_blocks(tables.block.c.t1_ns < now_ns - policy.raw_ns)
-            or self._drop_periods(tables.rollup_1m, (now_ns - policy.minute_ns) // MINUTE_NS)
-            or self._drop_periods(tables.rollup_1h, (now_ns - policy.hour_ns) // HOUR_NS)
-            or (self._over_cap(connection) and self.drop_oldest())
-            or self._give_back(connection)
+        steps = (
+            lambda: self._drop_blocks(tables.block.c.t1_ns < now_ns - policy.raw_ns),
+            lambda: self._drop_periods(tables.rollup_1m, (now_ns - policy.minute_ns) // MINUTE_NS),
+            lambda: self._drop_periods(tables.rollup_1h, (now_ns - policy.hour_ns) // HOUR_NS),
+            lambda: self._over_cap(connection) and self.drop_oldest(),
+            lambda: self._give_back(connection),
         )
+        while self._step < len(steps):
+            if steps[self._step]():
+                return True
+            self._step += 1
+        self._step = 0
+        return False
 
     def drop_oldest(self) -> bool:
         """Delete the oldest blocks, where there are none the oldest minutes; tell if any."""
@@ -115,13 +123,12 @@ class Retention:
         return True
 
     def _start(self) -> None:
-        self._begun = time.perf_counter(), time.thread_time()
+        self._begun_s = time.perf_counter()
 
     def _stop(self) -> float:
         """Return the seconds since `_start`, and remember the longest."""
-        took_s = time.perf_counter() - self._begun[0]
+        took_s = time.perf_counter() - self._begun_s
         self.longest_s = max(self.longest_s, took_s)
-        self.longest_cpu_s = max(self.longest_cpu_s, time.thread_time() - self._begun[1])
         return took_s
 
     @staticmethod
@@ -151,9 +158,11 @@ class Retention:
 
 
 def shrink(connection: sqlalchemy.Connection, pages: int) -> None:
-    """Give free pages back to the file system (at the next checkpoint)."""
-    with contextlib.closing(driver(connection).cursor()) as cursor:
-        cursor.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+    """Give free pages back to the file system (at the next checkpoint).
+
+    As a script: the pragma frees one page at each step, and `execute` makes only one.
+    """
+    driver(connection).executescript(f"PRAGMA incremental_vacuum({pages})")
 
 
 def _pragma(connection: sqlalchemy.Connection, name: str) -> int:

@@ -115,9 +115,9 @@ class LocalWriter:
         return self._core.degraded
 
     @property
-    def longest_batch_s(self) -> tuple[float, float]:
-        """Longest transaction of housekeeping so far: seconds by the clock, and of CPU time."""
-        return self._core.retention.longest_s, self._core.retention.longest_cpu_s
+    def longest_batch_s(self) -> float:
+        """Longest transaction of housekeeping so far, in seconds by the clock."""
+        return self._core.retention.longest_s
 
     def _begin_life(self) -> None:
         events: list[Event] = []
@@ -342,11 +342,12 @@ class LocalWriter:
                 self.outbox_lost += outbox.trim(connection, self._outbox_bytes)
         if self._core.path is None:
             self._drop_partitions()
-        more = True
-        while more and batches > 0:
-            more = self._core.retention.batch(self._core.connection, self._now_ns())
-            batches -= 1
-        return more
+        with self._core.checkpoints_apart() as pause:
+            for _ in range(batches):
+                if not self._core.retention.batch(self._core.connection, self._now_ns()):
+                    return False
+                pause()
+        return True
 
     def _drop_partitions(self) -> None:
         policy, now = self._core.policy, self._now_ns()

@@ -87,6 +87,23 @@ def test_an_agent_gets_a_run_and_its_numbers_are_stored(world, writer, until):
     assert [run.status for run in writer.saved] == ["running", "finished"]
 
 
+def test_five_hundred_agents_at_once_are_all_heard(world, writer, until):
+    """Each with a device of its own; the ticks go on meanwhile."""
+    agents = [world.connect(run="", job=None) for _ in range(500)]
+    try:
+        ticks = world.sampler.counts.ticks
+        for number, agent in enumerate(agents):
+            agent.send(sample(**{f"cuda:{number}": {"allocated_bytes": number}}))
+        until(lambda: all(writer.values(f"torch:cuda:{i}", "allocated_bytes") for i in range(500)))
+        assert writer.values("torch:cuda:499", "allocated_bytes") == [499]
+        assert len(world.server.describe()) == 500
+        assert world.sampler.counts.ticks > ticks
+    finally:
+        for agent in agents:
+            agent.close()
+    until(lambda: not world.server.describe())
+
+
 def test_ranks_of_a_job_share_a_run_and_a_device_has_one_speaker(world, writer, until):
     """The second process on a device is told apart."""
     with (

@@ -6,7 +6,12 @@ import pytest
 from memplan_daemon.collectors.base import HOST, Event, Gap, Reading, Watch
 from memplan_daemon.collectors.cgroup import CgroupCollector
 from memplan_daemon.collectors.host import HostCollector
-from memplan_daemon.collectors.process import LARGEST, PSS_INTERVAL_S, ProcessCollector
+from memplan_daemon.collectors.process import (
+    ALWAYS_IN_FULL,
+    LARGEST,
+    PSS_INTERVAL_S,
+    ProcessCollector,
+)
 from memplan_daemon.collectors.rollup import LONGEST_NS, PSS_LARGEST_BYTES, SHARE
 from memplan_daemon.proc import Process
 
@@ -73,6 +78,30 @@ def test_a_tree_is_the_sum_of_its_processes(proc):
     assert found["tree", "rss_file_bytes"] == 350 * KIB
     assert found["tree", "rss_shmem_bytes"] == 0
     assert found["tree", "processes_count"] == 2
+
+
+def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
+    """By statm; at the medium pace everything, as a mark can rise between two equal readings."""
+    pids = range(10, 10 + ALWAYS_IN_FULL + 1)
+    for pid in pids:
+        proc.add(pid, rss=1000, hwm=1000)
+        proc.write(f"{pid}/statm", "1 250 0 0 0 0 0\n")
+    collector = ProcessCollector(ManualClock())
+    held = members(proc, *pids)
+
+    def tick(number, *due):
+        asked = Watch(run_id="r-1", pid=10, members=held, tick=number, due=frozenset(due))
+        return read(collector, asked)
+
+    tick(0, "medium")
+    for pid in (10, 11):
+        proc.add(pid, rss=2000, hwm=9000)
+    proc.write("11/statm", "1 500 0 0 0 0 0\n")
+    found = tick(1)
+    assert found["process:10", "rss_bytes"] == 1000 * KIB
+    assert found["process:11", "rss_bytes"] == 2000 * KIB
+    assert found["tree", "rss_bytes"] == (len(pids) + 1) * 1000 * KIB
+    assert tick(2, "medium")["process:10", "hwm_bytes"] == 9000 * KIB
 
 
 def test_the_mark_of_one_process_is_exact_between_samples(proc):

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -160,6 +161,49 @@ def test_a_clock_that_jumps_makes_neither_gaps_nor_negative_rates(writer, proc):
     assert len(writer.values("host", "used_bytes")) == 6
     assert sampler.counts.late_ticks == 0
     assert sampler.counts.lateness_ns == 0
+
+
+HIDDEN = """
+import os, sys
+from pathlib import Path
+from memplan_daemon.collectors.base import Watch
+from memplan_daemon.collectors.process import ProcessCollector
+from memplan_daemon.clock import SystemClock
+from memplan_daemon.proc import ProcFolder
+folder, hidden = ProcFolder(Path(sys.argv[1])), int(sys.argv[2])
+before = folder.open(hidden)
+os.setgroups([])
+os.setgid(65534)  # the mount's own exception is group 0
+os.setuid(65534)
+assert hidden not in folder.stats()
+assert os.getpid() in folder.stats()
+assert folder.open(hidden) is None
+held = {hidden: before, os.getpid(): folder.open(os.getpid())}
+watch = Watch(run_id="r", pid=os.getpid(), members=held)
+entities = {item.entity for item in ProcessCollector(SystemClock()).collect(watch)}
+assert f"process:{os.getpid()}" in entities
+assert f"process:{hidden}" not in entities, "what cannot be read is no number"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_processes_that_hidepid_hides_are_not_there_and_harm_no_other():
+    """A /proc of its own mount option, read as nobody."""
+    with tempfile.TemporaryDirectory(prefix="mp-13-") as name:
+        Path(name).chmod(0o755)
+        mount = ["mount", "-t", "proc", "-o", "hidepid=2", "proc", name]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not allowed here")
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", HIDDEN, name, str(os.getpid())],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+        finally:
+            subprocess.run(["umount", "-l", name], check=True)
 
 
 @pytest.mark.faults

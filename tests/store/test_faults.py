@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import workers
 from factories import T0, make_plan, make_run, make_sample
 
 from memplan.errors import (
@@ -52,43 +55,21 @@ def sound(database):
 
 # 1. kill -9
 
-WRITE = """
-import itertools, sys, time
-from memplan.store.append import HOUR_NS
-from memplan.store.retention import Policy
-from memplan.store.writer import LocalWriter
-from memplan.types import Sample, Series
 
-NS = 10**9
-start, busy = int(sys.argv[2]), sys.argv[3]
-i = start // NS % 10**6
-series = [Series(run_id=None, entity=f"process:{i}", metric="rss_bytes") for i in range(8)]
-writer = LocalWriter(
-    sys.argv[1],
-    policy=Policy(raw_ns=100 * NS if busy == "retention" else 10**6 * HOUR_NS),
-    now_ns=lambda: start + i * NS,
-)
-for i in itertools.count(i):
-    writer.write_samples([Sample(series=s, t_ns=start + i * NS, value=i) for s in series])
-    if busy == "checkpoint":
-        writer.checkpoint()
-    if busy == "retention" and i % 20 == 0:
-        writer.keep_house()
-    print(i, flush=True)
-"""
-
-
-def kill_at_random(database, busy, dice, start):
+def kill_at_random(database, busy, dice, begin_ns):
     """Let a writer write, kill it, and return the last batch that it had acknowledged."""
-    command = [sys.executable, "-c", WRITE, str(database), str(start), busy]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        last = child.stdout.readline()
-        end = time.monotonic() + dice.random()
-        while time.monotonic() < end:
-            last = child.stdout.readline()
-        child.kill()
-        rest = child.stdout.read().split("\n")
-    return int(([last, *rest[:-1]] if rest[:-1] else [last])[-1])
+    child, said = workers.start(workers.write, database, begin_ns, busy)
+    last = said.recv()
+    end = time.monotonic() + dice.uniform(0, 0.6)  # some blocks long
+    while time.monotonic() < end:
+        last = said.recv()
+    child.kill()
+    with suppress(EOFError):
+        while True:
+            last = said.recv()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    return last
 
 
 @pytest.mark.parametrize(
@@ -429,6 +410,53 @@ def test_17_a_second_daemon_ends_with_a_clear_code_and_writes_nothing(tmp_path):
         assert database.read_bytes() == before
 
 
+OPEN_AS_NOBODY = """
+import os, sys
+from memplan.errors import StoreError
+from memplan.store.writer import LocalWriter
+LocalWriter(sys.argv[2]).close()  # imports what nobody may not be allowed to read
+os.setuid(65534)
+try:
+    writer = LocalWriter(sys.argv[1])
+except StoreError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("first", ["root", "nobody"])
+def test_17_two_daemons_of_different_users_do_not_write_to_one_database(tmp_path, first):
+    """Whoever came first holds the lock; the other is refused, and nothing is written."""
+    with tempfile.TemporaryDirectory(prefix="mp-17-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        database = folder / "m.db"
+        command = [sys.executable, "-c", OPEN_AS_NOBODY, str(database), str(tmp_path / "other.db")]
+        if first == "root":
+            with LocalWriter(database) as writer:
+                writer.write_samples(batch(0))
+                before = database.read_bytes()
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+                )
+                assert done.returncode == 1
+                assert done.stderr.startswith("Store"), done.stderr
+                assert database.read_bytes() == before
+        else:
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as child:
+                assert child.stdout.readline() == "open\n"
+                before = database.read_bytes()
+                with pytest.raises(StoreLockedError, match=str(child.pid)):
+                    LocalWriter(database)
+                assert database.read_bytes() == before
+                child.stdin.close()
+        assert sound(database) is True
+
+
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
 def test_17_a_network_file_system_is_refused(tmp_path, kind):
     """Two hosts could hold one lock there."""
@@ -543,3 +571,19 @@ def test_housekeeping_goes_in_short_transactions(tmp_path):
         assert steps >= 1
         with StoreReader(tmp_path / "m.db") as reader:
             assert len(reader.samples(None).samples) >= steps
+
+
+def test_pages_are_given_back_in_batches(tmp_path, monkeypatch):
+    """A pragma that is not stepped to its end frees one page at a time."""
+    monkeypatch.setattr("memplan.store.retention._VACUUM_PAGES", 32)
+    database = tmp_path / "m.db"
+    make_database(database)
+    before = database.stat().st_size
+    with LocalWriter(database, policy=Policy(raw_ns=NS)) as writer:
+        steps = 0
+        while writer.keep_house(batches=1):
+            steps += 1
+        writer.checkpoint()
+    gone = (before - database.stat().st_size) // 4096
+    assert gone > 64
+    assert steps < gone // 2

@@ -7,8 +7,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+import workers
 from factories import make_device, make_phase, make_plan, make_run
 
 from memplan.errors import StoreError, StoreLockedError, StoreVersionError
@@ -34,24 +36,14 @@ with engine.connect() as connection, connection.begin():
 engine.dispose()
 """
 
-MIGRATE_AND_DIE = """
-import os, signal, sys
-import sqlalchemy
+UPGRADE = """
+import sys
 from memplan.store.writer import LocalWriter
 
-left = int(sys.argv[2])
-
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
-def count(connection, cursor, statement, *rest):
-    global left
-    if statement.lstrip().upper().startswith(("CREATE", "INSERT", "ALTER", "DROP", "UPDATE")):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
 LocalWriter(sys.argv[1]).close()
-print(left)
 """
+
+STATEMENTS = ("CREATE", "INSERT", "ALTER", "DROP", "UPDATE")
 
 SERIES = [
     Series(run_id=run_id, entity=entity, metric="rss_bytes")
@@ -106,15 +98,16 @@ def make_old(database, ticks=150):
     return samples
 
 
+def version(database):
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+
+
 def old_is_whole(database):
-    connection = sqlite3.connect(database)
-    try:
-        (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    with closing(sqlite3.connect(database)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM sample").fetchone()
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return version, count
-    finally:
-        connection.close()
+    return version(database), count
 
 
 def assert_all_there(database, samples):
@@ -152,15 +145,15 @@ def test_a_migration_of_old_samples_that_is_killed_changes_nothing(tmp_path, sta
     samples = make_old(database)
     tried = range(10_000) if statements is None else [statements]
     for number in tried:
-        done = subprocess.run(
-            [sys.executable, "-c", MIGRATE_AND_DIE, str(database), str(number)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0:
+        child, _ = workers.start(workers.migrate_and_die, database, number, STATEMENTS)
+        child.join()
+        if child.exitcode == 0:
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert child.exitcode == -signal.SIGKILL
+        if version(database) == HEAD:  # killed behind the migration: all is new already
+            assert_all_there(database, samples)
+            assert number > 25, "too early: then the migration itself was not killed"
+            break
         assert old_is_whole(database) == ("0001", len(samples))
     LocalWriter(database).close()
     assert_all_there(database, samples)
@@ -185,7 +178,7 @@ def test_two_upgraders_at_once_leave_one_new_database(tmp_path):
     """One wins the lock; the other finds it done, or is told to wait."""
     database = tmp_path / "m.db"
     samples = make_old(database)
-    command = [sys.executable, "-c", MIGRATE_AND_DIE, str(database), "100000"]
+    command = [sys.executable, "-c", UPGRADE, str(database)]
     both = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

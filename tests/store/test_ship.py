@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+import workers
 from engines import new_database
 from factories import T0, make_device, make_phase, make_plan, make_run
 
@@ -192,31 +191,6 @@ def test_what_is_no_url_is_refused(tmp_path):
     assert "postgresql+psycopg" in caught.value.hint
 
 
-SHIP = """
-import sys
-from memplan.store.ship import Shipper, ship_all
-from memplan.store import ship
-from memplan.store.writer import LocalWriter
-from memplan.types import Sample, Series
-
-ship.BATCH = 3
-name, database, url, ticks = sys.argv[1:5]
-series = [Series(run_id=None, entity=f"gpu:GPU-{i}", metric="used_bytes") for i in range(3)]
-shipper = Shipper(database, url)
-with LocalWriter(database, outbox_bytes=1 << 30, identity=(name, name)) as writer:
-    with_samples = writer._core.log._next_seq
-    for i in range(with_samples, int(ticks) + 1):
-        writer.write_samples(
-            [Sample(series=s, t_ns=1760000000 * 10**9 + i * 10**9, value=i + n)
-             for n, s in enumerate(series)]
-        )
-        if i % 120 == 0 and (upto := shipper.step()) is not None:
-            print("sent", flush=True)
-            writer.shipped(upto)
-    ship_all(shipper, writer.shipped)
-"""
-
-
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.faults)])
 def test_many_shippers_at_once_with_one_killed(postgresql, tmp_path, count):
     """Every host's roll-ups and peaks are there once, as they are in its own database."""
@@ -225,19 +199,18 @@ def test_many_shippers_at_once_with_one_killed(postgresql, tmp_path, count):
 
     def start(number):
         database = tmp_path / f"{number}.db"
-        command = [sys.executable, "-c", SHIP, f"host{number}", str(database), url, "420"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return workers.start(workers.ship_ticks, f"host{number}", database, url, 420)
 
-    children = [start(number) for number in range(count)]
+    started = [start(number) for number in range(count)]
     victim = random.Random(count).randrange(count)
-    children[victim].stdout.readline()
-    children[victim].send_signal(signal.SIGKILL)
-    for number, child in enumerate(children):
-        child.communicate()
-        assert child.returncode == (-signal.SIGKILL if number == victim else 0)
-    again = start(victim)
-    again.communicate()
-    assert again.returncode == 0
+    assert started[victim][1].recv() == "sent"
+    started[victim][0].kill()
+    for number, (child, _) in enumerate(started):
+        child.join()
+        assert child.exitcode == (-signal.SIGKILL if number == victim else 0)
+    again, _ = start(victim)
+    again.join()
+    assert again.exitcode == 0
     there = contents(url)
     here = [contents(tmp_path / f"{number}.db") for number in range(count)]
     for table in there:

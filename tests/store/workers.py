@@ -1,0 +1,89 @@
+"""What is killed: each in a process of its own, forked from one that has imported everything.
+
+A fresh interpreter for each of some two hundred kills would spend most of its time on imports.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+
+import sqlalchemy
+
+from memplan.store import ship
+from memplan.store.append import HOUR_NS
+from memplan.store.retention import Policy
+from memplan.store.writer import LocalWriter
+from memplan.types import Sample, Series
+
+NS = 10**9
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["memplan.store.writer", "psycopg", "pytest", "workers"])
+
+
+def start(work, *arguments):
+    """Let a function of this module work; return its process and the end of what it says."""
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=work, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def write(said, database, begin_ns, busy):
+    """Write one instant after the other and say its number once it is safe."""
+    first = begin_ns // NS % 10**6
+    now = first
+    series = [Series(run_id=None, entity=f"process:{i}", metric="rss_bytes") for i in range(8)]
+    writer = LocalWriter(
+        database,
+        policy=Policy(raw_ns=100 * NS if busy == "retention" else 10**6 * HOUR_NS),
+        now_ns=lambda: begin_ns + now * NS,
+    )
+    for now in itertools.count(first):
+        writer.write_samples(
+            [Sample(series=s, t_ns=begin_ns + now * NS, value=now) for s in series]
+        )
+        if busy == "checkpoint":
+            writer.checkpoint()
+        if busy == "retention" and now % 20 == 0:
+            writer.keep_house()
+        said.send(now)
+
+
+def migrate_and_die(said, database, left, signs):
+    """Open a database and die before the statement of these kinds that is one too many.
+
+    Says how many were left when it ended well.
+    """
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
+    def count(_connection, _cursor, statement, *_rest):
+        nonlocal left
+        if statement.lstrip().upper().startswith(signs):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    LocalWriter(database).close()
+    said.send(left)
+
+
+def ship_ticks(said, name, database, url, ticks):
+    """Write ticks and ship what is packed, in very small batches; says each that has arrived."""
+    ship.BATCH = 3
+    series = [Series(run_id=None, entity=f"gpu:GPU-{i}", metric="used_bytes") for i in range(3)]
+    shipper = ship.Shipper(database, url)
+    with LocalWriter(database, outbox_bytes=1 << 30, identity=(name, name)) as writer:
+        for i in range(writer._core.log._next_seq, ticks + 1):
+            t_ns = 1760000000 * NS + i * NS
+            writer.write_samples(
+                [Sample(series=s, t_ns=t_ns, value=i + n) for n, s in enumerate(series)]
+            )
+            if i % 120 == 0 and (upto := shipper.step()) is not None:
+                said.send("sent")
+                writer.shipped(upto)
+        ship.ship_all(shipper, writer.shipped)
