@@ -55,7 +55,9 @@ def rank_line(
     """Return the activations' line of one rank.
 
     As on one device, gradients are a line of their own and taken off here; the saved tensors are
-    the rank's share, and the optimizer's temporaries go with the gradients that it holds.
+    the rank's share, and the optimizer's temporaries go with the gradients that it holds. Where the
+    shard knows the moments of its passes, the line is what their highest takes beyond gradients
+    and buffers.
 
     Args:
         moments: of one device.
@@ -70,8 +72,13 @@ def rank_line(
     step = int(moments.step_bytes * own / whole) if whole else 0
     kept = own if (workload.grad_accum or 1) > 1 else 0
 
+    buffers = sum(line.bytes for line in shard.buffers)
+
     def beyond(scale: float, temporary: int) -> int:
         saved = int(scale * part * moments.saved_bytes)
+        if shard.moments:
+            passes = max(x.gradients + x.buffers + int(x.saved * saved) for x in shard.moments)
+            return max(passes - own - buffers, temporary - buffers, 0)
         return max(saved + kept, own + temporary) - own if own else saved
 
     return Line(
