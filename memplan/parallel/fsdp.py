@@ -79,6 +79,8 @@ def _unit(pieces: Sequence[Piece], options: ShardOptions, *, mixed: str | None) 
 
 
 _NOTHING = _Unit(0, 0, 0, 0, 0)
+_LAST = {False: Fraction(0), True: Fraction(1, 4)}
+"""Is it the last module -> share of the loss that is alive in its backward pass."""
 
 
 def fsdp_gather_bytes(
@@ -130,6 +132,9 @@ def fsdp_moments(
     that come first (output matrix, tied embedding), and the saved tensors up to it;
     last: the root's full gradients and the input of their reduction.
 
+    The loss is worked out between them, when layers are given back, but for the output of the last
+    all-gather, and all is saved; one of its four copies of the logits, their gradient, is alive in the last module's backward pass.
+
     Without reshard_after_forward every layer stays gathered up to its own backward pass. Reduced
     gradients add up from the last layer to the first, the root's come last; with `accumulate`
     those of earlier micro-batches are there from the beginning.
@@ -141,9 +146,10 @@ def fsdp_moments(
     count = max(len(layers), 1)
     extra = 1 if options.gloo else 0
 
-    def moment(buffers: int, done: int, alive: int) -> Moment:
+    def moment(buffers: int, done: int, alive: int, loss: Fraction = Fraction(0)) -> Moment:
         gradients = whole if accumulate else done
-        return Moment(gradients=gradients, buffers=buffers, saved=Fraction(alive, count))
+        saved = Fraction(alive, count)
+        return Moment(gradients=gradients, buffers=buffers, saved=saved, loss=loss)
 
     found = [moment(root.gathered + max(root.unsharded, extra * root.gathered), 0, 0)]
     stays, done = 0, whole - root.reduced
@@ -159,10 +165,12 @@ def fsdp_moments(
         reducing = layer.gradients + layer.scattered + ahead + copy
         found += [
             moment(root.unsharded + stays + forward, 0, i + 1),
-            moment(root.unsharded + first + stays + backward, done, i + 1),
+            moment(root.unsharded + first + stays + backward, done, i + 1, _LAST[i + 1 == count]),
             moment(root.unsharded + first + stays + reducing, done, i),
         ]
         stays += 0 if options.reshard_after_forward else layer.unsharded
+    held = layers[-1].gathered if layers else 0
+    found.append(moment(root.unsharded + stays + held, 0, count, Fraction(1)))
     done = whole - root.reduced
     copy = extra * root.scattered if root.gathered else 0
     if layers:

@@ -19,6 +19,8 @@ class Moments:
     """At the end of the forward pass or in the backward pass: saved tensors and temporaries."""
     step_bytes: int
     """In the optimizer's step."""
+    loss_bytes: int = 0
+    """Of those in the passes, what the loss takes, before the first layer's backward pass."""
     basis: Basis
     """How it is known."""
     source: str
@@ -42,6 +44,7 @@ def closed_moments(spec: ModelSpec, workload: Workload, *, gradients: int) -> Mo
     return Moments(
         saved_bytes=kept + loss,
         step_bytes=step,
+        loss_bytes=loss,
         basis="formula",
         source="saved tensors, logits and the step's temporaries",
         low=0.6,
@@ -77,7 +80,11 @@ def rank_line(
     def beyond(scale: float, temporary: int) -> int:
         saved = int(scale * part * moments.saved_bytes)
         if shard.moments:
-            passes = max(x.gradients + x.buffers + int(x.saved * saved) for x in shard.moments)
+            loss = saved * moments.loss_bytes // max(moments.saved_bytes, 1)
+            passes = max(
+                x.gradients + x.buffers + int(x.saved * (saved - loss) + x.loss * loss)
+                for x in shard.moments
+            )
             return max(passes - own - buffers, temporary - buffers, 0)
         return max(saved + kept, own + temporary) - own if own else saved
 

@@ -164,7 +164,9 @@ class Moment:
     buffers: int
     """Bytes of gathered weights, full gradients and inputs of reductions."""
     saved: Fraction
-    """Share of the saved tensors that is alive."""
+    """Share of the layers' saved tensors that is alive."""
+    loss: Fraction = Fraction(0)
+    """Share of what the loss takes that is alive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def planned(folder, ranks, case, *, gloo):
     kinds = ShardOptions(gloo=gloo, embedding_groups=bool(case["groups"]))
     one = shard(spec.tensors, work, OPTIMIZERS["adamw"][0], options=kinds, rank=0)
     whole = sum(t.bytes for t in spec.tensors if t.kind == "parameter")
-    moments = TraceEstimator().moments(spec, work, gradients=whole)
+    moments = TraceEstimator().moments(spec, work, gradients=whole, kind="cpu" if gloo else "gpu")
     line = rank_line(moments, one, work, layers=len(spec.layers), whole=whole)
     return one, one.device_bytes + line.bytes
 
@@ -85,5 +85,7 @@ def test_a_steps_peak_is_the_plans(ran, folder, case):
         one.optimizer.bytes,
     )
     peak = seen["weights"] + seen["optimizer"] + max(seen["passes"], seen["step"])
-    print(f"{case}, {ranks} ranks: {peak / 1e6:.1f} MB, planned {total / 1e6:.1f} ({peak / total:.3f})")
+    print(
+        f"{case}, {ranks} ranks: {peak / 1e6:.1f} MB, planned {total / 1e6:.1f} ({peak / total:.3f})"
+    )
     assert peak == pytest.approx(total, rel=0.05)
