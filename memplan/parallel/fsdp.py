@@ -59,11 +59,13 @@ class _Unit:
     scattered: int
     """The input of its reduce-scatter, padded."""
     reduced: int
-    """The rank's part of its gradients, padded."""
+    """The rank's part of its gradients, padded: the output of its reduce-scatter."""
+    last: int
+    """Gradient of its last parameter, which torch's loop holds until it is reduced."""
 
 
 def _unit(pieces: Sequence[Piece], options: ShardOptions, *, mixed: str | None) -> _Unit:
-    gathered = unsharded = gradients = scattered = own = 0
+    gathered = unsharded = gradients = scattered = own = last = 0
     for piece in pieces:
         cast = mixed is not None and piece.tensor.dtype in FLOATS
         width = ELEMENT_BYTES[mixed] if cast and mixed else _element(piece.tensor)
@@ -75,11 +77,13 @@ def _unit(pieces: Sequence[Piece], options: ShardOptions, *, mixed: str | None) 
             gradients += elements(piece.tensor) * width
             scattered += whole * reduced
             own += fsdp_part(piece, padded=True).bytes
-    return _Unit(gathered, unsharded, gradients, scattered, own)
+            last = elements(piece.tensor) * width if piece.group > 1 else 0
+    return _Unit(gathered, unsharded, gradients, scattered, own, last)
 
 
-_NOTHING = _Unit(0, 0, 0, 0, 0)
-_LAST = {False: Fraction(0), True: Fraction(1, 4)}
+_NOTHING = _Unit(0, 0, 0, 0, 0, 0)
+_NONE = Fraction(0)
+_LAST = {False: _NONE, True: Fraction(1, 4)}
 """Is it the last module -> share of the loss that is alive in its backward pass."""
 
 
@@ -130,10 +134,12 @@ def fsdp_moments(
     backward, layer i: its weights, its full gradients, the reduction input of the layer after it,
     and the all-gather's output of the layer before it (prefetch), beside the root's gradients
     that come first (output matrix, tied embedding), and the saved tensors up to it;
-    last: the root's full gradients and the input of their reduction.
+    last: the root's full gradients and the input of their reduction; of each module's gradients,
+    the last parameter's is held until the reduction's output is there.
 
     The loss is worked out between them, when layers are given back, but for the output of the last
-    all-gather, and all is saved; one of its four copies of the logits, their gradient, is alive in the last module's backward pass.
+    all-gather, and all is saved; one of its four copies of the logits, their gradient, is alive in
+    the last module's backward pass.
 
     Without reshard_after_forward every layer stays gathered up to its own backward pass. Reduced
     gradients add up from the last layer to the first, the root's come last; with `accumulate`
@@ -146,8 +152,10 @@ def fsdp_moments(
     count = max(len(layers), 1)
     extra = 1 if options.gloo else 0
 
-    def moment(buffers: int, done: int, alive: int, loss: Fraction = Fraction(0)) -> Moment:
-        gradients = whole if accumulate else done
+    def moment(
+        buffers: int, done: int, alive: int, *, loss: Fraction = _NONE, output: int = 0
+    ) -> Moment:
+        gradients = (whole if accumulate else done) + output
         saved = Fraction(alive, count)
         return Moment(gradients=gradients, buffers=buffers, saved=saved, loss=loss)
 
@@ -162,21 +170,28 @@ def fsdp_moments(
         forward += max(layer.unsharded, extra * layer.gathered)
         backward = layer.unsharded + layer.gradients + after.scattered + ahead
         copy = extra * layer.scattered if layer.gathered else 0
-        reducing = layer.gradients + layer.scattered + ahead + copy
+        around = root.unsharded + first + stays + ahead + layer.scattered + copy
         found += [
             moment(root.unsharded + stays + forward, 0, i + 1),
-            moment(root.unsharded + first + stays + backward, done, i + 1, _LAST[i + 1 == count]),
-            moment(root.unsharded + first + stays + reducing, done, i),
+            moment(
+                root.unsharded + first + stays + backward, done, i + 1, loss=_LAST[i + 1 == count]
+            ),
+            moment(around + layer.gradients, done, i),
+            moment(around + layer.last, done, i, output=layer.reduced),
         ]
         stays += 0 if options.reshard_after_forward else layer.unsharded
     held = layers[-1].gathered if layers else 0
-    found.append(moment(root.unsharded + stays + held, 0, count, Fraction(1)))
+    found.append(moment(root.unsharded + stays + held, 0, count, loss=Fraction(1)))
     done = whole - root.reduced
     copy = extra * root.scattered if root.gathered else 0
     if layers:
         last = root.unsharded + root.gradients + layers[0].scattered
         found.append(moment(last, done, 0))
-    found.append(moment(root.gradients + root.scattered + copy, done, 0))
+    around = root.scattered + copy
+    found += [
+        moment(around + root.gradients, done, 0),
+        moment(around + root.last, done, 0, output=root.reduced),
+    ]
     return tuple(found)
 
 

@@ -85,7 +85,5 @@ def test_a_steps_peak_is_the_plans(ran, folder, case):
         one.optimizer.bytes,
     )
     peak = seen["weights"] + seen["optimizer"] + max(seen["passes"], seen["step"])
-    print(
-        f"{case}, {ranks} ranks: {peak / 1e6:.1f} MB, planned {total / 1e6:.1f} ({peak / total:.3f})"
-    )
+    print(f"{case}, {ranks} ranks: {peak / total:.3f} of {total / 1e6:.1f} MB")
     assert peak == pytest.approx(total, rel=0.05)
