@@ -118,7 +118,10 @@ ENGINES: Mapping[str, Engine] = {
         module=None,
         program="llama-server",
         install="build llama.cpp and set MEMPLAN_LLAMA_SERVER to its llama-server",
-        words=_shell("llama.sh", "llama-server", "--log-file", "{folder}/engine.log"),
+        # Its buffers are in the log from verbosity 4 on (llama.cpp 0c1e570).
+        words=_shell(
+            "llama.sh", "llama-server", "--log-file", "{folder}/engine.log", "--log-verbosity", "4"
+        ),
         evidence="log",
     ),
 }

@@ -16,7 +16,7 @@ from memplan.parallel.model import layout_of, pieces
 from memplan.parallel.types import Piece, ShardOptions
 from memplan.types import Tensor, Workload
 
-__all__ = ["Groups", "fsdp_groups"]
+__all__ = ["Groups", "fsdp_groups", "grouped"]
 
 
 _ENDS = re.compile(
@@ -61,7 +61,21 @@ def fsdp_groups(
     options = options or ShardOptions()
     grid = grid_of(workload)
     found = pieces(layout_of(parameters, 1, options), trainable, grid, grid.place(0), options)
-    tied = {tensor.tied_to for tensor in parameters if tensor.tied_to}
+    tied = frozenset(tensor.tied_to for tensor in parameters if tensor.tied_to)
+    return grouped(found, tied, options, mixed=mixed)[1]
+
+
+def grouped(
+    found: Sequence[Piece],
+    tied: Collection[str],
+    options: ShardOptions,
+    *,
+    mixed: str | None = None,
+) -> tuple[tuple[Piece, ...], Groups]:
+    """Return a rank's pieces in the grouping of the lowest peak, and that grouping.
+
+    `tied`: names of tensors that others share.
+    """
     root = fsdp_gather_bytes(found, options, mixed=mixed)[1]
     outside = [piece for piece in found if _own(piece, tied)]
     cut = tuple(piece.tensor.name.rpartition(".")[0] for piece in outside)
@@ -73,11 +87,11 @@ def fsdp_groups(
     )
     own = fsdp_gather_bytes(apart, options, mixed=mixed)[1] if cut else root
     if own >= root:
-        return Groups(modules=(), bytes=root, root_bytes=root)
-    return Groups(modules=cut, bytes=own, root_bytes=root)
+        return tuple(found), Groups(modules=(), bytes=root, root_bytes=root)
+    return apart, Groups(modules=cut, bytes=own, root_bytes=root)
 
 
-def _own(piece: Piece, tied: Collection[str | None]) -> bool:
+def _own(piece: Piece, tied: Collection[str]) -> bool:
     """Is a piece the embedding of tokens or the output matrix, and shares nothing.
 
     Nothing else is cut out: models read some matrices without calling their module (a tower's

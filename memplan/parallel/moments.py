@@ -19,6 +19,8 @@ class Moments:
     """At the end of the forward pass or in the backward pass: saved tensors and temporaries."""
     step_bytes: int
     """In the optimizer's step."""
+    loss_bytes: int = 0
+    """Of those in the passes, what the loss takes, before the first layer's backward pass."""
     basis: Basis
     """How it is known."""
     source: str
@@ -42,6 +44,7 @@ def closed_moments(spec: ModelSpec, workload: Workload, *, gradients: int) -> Mo
     return Moments(
         saved_bytes=kept + loss,
         step_bytes=step,
+        loss_bytes=loss,
         basis="formula",
         source="saved tensors, logits and the step's temporaries",
         low=0.6,
@@ -55,7 +58,9 @@ def rank_line(
     """Return the activations' line of one rank.
 
     As on one device, gradients are a line of their own and taken off here; the saved tensors are
-    the rank's share, and the optimizer's temporaries go with the gradients that it holds.
+    the rank's share, and the optimizer's temporaries go with the gradients that it holds. Where the
+    shard knows the moments of its passes, the line is what their highest takes beyond gradients
+    and buffers.
 
     Args:
         moments: of one device.
@@ -70,8 +75,17 @@ def rank_line(
     step = int(moments.step_bytes * own / whole) if whole else 0
     kept = own if (workload.grad_accum or 1) > 1 else 0
 
+    buffers = sum(line.bytes for line in shard.buffers)
+
     def beyond(scale: float, temporary: int) -> int:
         saved = int(scale * part * moments.saved_bytes)
+        if shard.moments:
+            loss = saved * moments.loss_bytes // max(moments.saved_bytes, 1)
+            passes = max(
+                x.gradients + x.buffers + int(x.saved * (saved - loss) + x.loss * loss)
+                for x in shard.moments
+            )
+            return max(passes - own - buffers, temporary - buffers, 0)
         return max(saved + kept, own + temporary) - own if own else saved
 
     return Line(

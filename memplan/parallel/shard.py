@@ -10,13 +10,14 @@ Activations are not counted here; `Shard.activations` says which share of them a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memplan.errors import UsageError
 from memplan.footprint.lines import exact_line
 from memplan.parallel.ddp import ddp_lines
-from memplan.parallel.fsdp import fsdp_lines
+from memplan.parallel.fsdp import FsdpRank, fsdp_rank
 from memplan.parallel.grid import Grid, data_strategy, grid_of
+from memplan.parallel.groups import grouped
 from memplan.parallel.model import Layout, activation_share, layout_of, pieces
 from memplan.parallel.types import (
     FLOATS,
@@ -94,6 +95,8 @@ class _Job:
     trainable: Collection[str] | None
     options: ShardOptions
     grid: Grid
+    tied: frozenset[str]
+    """Names of tensors that others share."""
 
 
 def _job(
@@ -107,7 +110,8 @@ def _job(
     grid = grid_of(workload, expert_tensor_parallel=options.expert_tensor_parallel)
     names = None if trainable is None else frozenset(trainable)
     layout = layout_of(parameters, grid.pp, options)
-    return _Job(layout, workload, rule, names, options, grid)
+    tied = frozenset(tensor.tied_to for tensor in parameters if tensor.tied_to)
+    return _Job(layout, workload, rule, names, options, grid, tied)
 
 
 def _fullest(job: _Job, stage: int) -> set[int]:
@@ -128,7 +132,9 @@ def _shard(job: _Job, rank: int) -> Shard:
     place = job.grid.place(rank)
     found = pieces(job.layout, job.trainable, job.grid, place, job.options)
     micro = job.workload.grad_accum or 1
-    lines = _lines(job, found)
+    sharded = data_strategy(job.workload) == "fsdp2"
+    fsdp = _fsdp(job, found) if sharded else FsdpRank(_lines(job, found), ())
+    lines = fsdp.lines
     return Shard(
         rank=rank,
         stage=place.pp,
@@ -141,7 +147,34 @@ def _shard(job: _Job, rank: int) -> Shard:
         activations=activation_share(
             job.grid, place, job.options, layers=job.layout.layers[place.pp], micro_batches=micro
         ),
+        moments=fsdp.moments,
     )
+
+
+def _fsdp(job: _Job, found: Sequence[Piece]) -> FsdpRank:
+    """Return a rank of FSDP2, embedding and output matrix in groups of their own where lower.
+
+    The script that `emit` writes for torchrun makes them so; accelerate's own wrapping and
+    transformers' tensor parallelism leave them in the root, which the band's upper end covers.
+    """
+    mixed = _gathered_in(job.workload)
+    more = (job.workload.grad_accum or 1) > 1
+
+    def rank(parts: Sequence[Piece]) -> FsdpRank:
+        return fsdp_rank(parts, job.rule, job.options, mixed=mixed, accumulate=more)
+
+    root = rank(found)
+    if job.grid.tp > 1 or job.grid.pp > 1 or not job.options.embedding_groups:
+        return root
+    parts, groups = grouped(found, job.tied, job.options, mixed=mixed)
+    if not groups.modules:
+        return root
+    own = rank(parts)
+    (line,), (whole,) = own.lines["buffers"], root.lines["buffers"]
+    source = f"{line.source}; {' and '.join(groups.modules)} in groups of their own"
+    high = max(line.high_bytes, whole.high_bytes)
+    both = replace(line, high_bytes=high, source=source)
+    return FsdpRank(own.lines | {"buffers": (both,)}, own.moments)
 
 
 def _one(lines: dict[str, tuple[Line, ...]], part: Part) -> Line:
@@ -158,8 +191,6 @@ def _lines(job: _Job, found: Sequence[Piece]) -> dict[str, tuple[Line, ...]]:
     if strategy == "ddp":
         wrapped = job.grid.sharers > 1 or (workload.strategy == "ddp" and job.grid.world == 1)
         return ddp_lines(found, rule, options, wrapped=wrapped)
-    if strategy == "fsdp2":
-        return fsdp_lines(found, rule, options, mixed=_gathered_in(workload))
     kinds = _zero_dtypes(found, workload)
     if strategy == "zero3":
         return zero3_lines(found, rule, options, kinds)

@@ -14,6 +14,7 @@ __all__ = [
     "ELEMENT_BYTES",
     "FLOATS",
     "ActivationShare",
+    "Moment",
     "Piece",
     "Shard",
     "ShardOptions",
@@ -52,6 +53,12 @@ class ShardOptions:
     """FSDP2: decoder layers give their gathered weights back after the forward pass."""
     reduce_dtype: str = "float32"
     """FSDP2 with mixed precision: dtype in which gradients are reduced (`reduce_dtype`)."""
+    embedding_groups: bool = True
+    """FSDP2: embedding and output matrix are groups of their own where that is lower."""
+    gloo: bool = False
+    """FSDP2: collectives run on CPUs, over gloo: it works on a copy of what it gathers or reduces,
+    and torch's kernel that fills a reduction's input makes one, too, where there is more than one
+    rank."""
     reduce_bucket_size: int = 500_000_000
     """DeepSpeed: elements of one gradient bucket."""
     overlap_comm: bool | None = None
@@ -149,6 +156,20 @@ class ActivationShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One instant of the passes of a step, beyond weights and optimizer states that stay."""
+
+    gradients: int
+    """Bytes of reduced gradients that are there already."""
+    buffers: int
+    """Bytes of gathered weights, full gradients and inputs of reductions."""
+    saved: Fraction
+    """Share of the layers' saved tensors that is alive."""
+    loss: Fraction = Fraction(0)
+    """Share of what the loss takes that is alive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """What one rank of a training job holds."""
 
@@ -170,6 +191,9 @@ class Shard:
     """What lies on NVMe instead, for this rank alone."""
     activations: ActivationShare
     """Its part of the saved tensors."""
+    moments: tuple[Moment, ...] = ()
+    """The passes in order, where gradients, buffers and saved tensors are not at their highest
+    at once (FSDP2); empty = they are added up."""
 
     @property
     def lines(self) -> tuple[Line, ...]:

@@ -11,7 +11,9 @@ from memplan.types import Line
 
 __all__ = ["loading_bytes", "loading_line"]
 
-_EXPERT = re.compile(r"(\.experts)\.\d+\..*$|(_exps)\..*$")
+_EXPERT = re.compile(r"(\.experts)\.\d+\.([^.]+).*$|(_exps)\..*$")
+_FUSED = dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up_proj")
+"""Projections of an expert that one tensor of the model holds together."""
 
 
 def loading_bytes(units: Sequence[Unit], away: Collection[int]) -> int:
@@ -20,14 +22,14 @@ def loading_bytes(units: Sequence[Unit], away: Collection[int]) -> int:
     Tensors are read one after another in the natural order of their names. At each one the host
     holds all that was read before and stays, the tensor itself (experts twice: the pieces of the
     file beside the merged tensor), and the one read just before, if that went to the disk: the
-    loop's variable keeps it until the next has been read.
+    loop's variable keeps it until the next has been read. Experts' gates and up-projections make
+    one tensor, read where the first piece of it stands.
 
     Source: transformers 5.23, core_model_loading.py, convert_and_load_state_dict_in_model (no
     threads where the map names a disk) and MergeModulelist, Concatenate. Holds where the file has
     another dtype than the model; in the same one plain tensors stay mapped, and less is held.
-    Deviates upwards where a file's experts have other names than the built model's (Mixtral: 84 MB
-    beside what stays, 68 measured), and where only the file's names are known: a layer's experts
-    then count as one tensor.
+    Deviates upwards where a file's experts have other names than the built model's, which may
+    change the order (Mixtral: 84 MB beside what stays, 68 measured).
 
     Args:
         units: the model's pieces.
@@ -45,13 +47,18 @@ def _in_reading_order(units: Sequence[Unit], away: Collection[int]) -> list[tupl
     """Return bytes, whether experts, and whether for the disk, of each tensor that is read."""
     sizes: dict[str, int] = {}
     gone: dict[str, bool] = {}
-    for unit in units:
-        for tensor in unit.tensors:
-            name = _EXPERT.sub(r"\1\2", tensor.name)
-            sizes[name] = sizes.get(name, 0) + tensor.bytes
-            gone[name] = unit.position in away
-    order = sorted(sizes, key=_natural)
-    return [(sizes[name], is_routed(f"{name}."), gone[name]) for name in order]
+    tensors = ((tensor, unit.position in away) for unit in units for tensor in unit.tensors)
+    for tensor, leaves in sorted(tensors, key=lambda pair: _natural(pair[0].name)):
+        name = _EXPERT.sub(_merged, tensor.name)
+        sizes[name] = sizes.get(name, 0) + tensor.bytes
+        gone[name] = leaves
+    return [(size, is_routed(f"{name}."), gone[name]) for name, size in sizes.items()]
+
+
+def _merged(match: re.Match[str]) -> str:
+    """Return the model's name for what a file has of one expert."""
+    stacked, piece, packed = match.groups()
+    return packed or f"{stacked}.{_FUSED.get(piece, piece)}"
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -96,15 +96,23 @@ class TraceEstimator:
         self._scale = _activations(found) / max(_activations(plain), 1)
         return found
 
-    def moments(self, spec: ModelSpec, workload: Workload, *, gradients: int) -> Moments:
-        """Return a step's two instants on one GPU, traced where that is asked for and possible."""
+    def moments(
+        self,
+        spec: ModelSpec,
+        workload: Workload,
+        *,
+        gradients: int,
+        kind: Literal["gpu", "cpu"] = "gpu",
+    ) -> Moments:
+        """Return a step's instants on one device, traced where that is asked for and possible."""
         closed = closed_moments(spec, workload, gradients=gradients)
         if workload.estimator != "trace":
             return closed
         single = replace(workload, gpus=1, nodes=1, strategy=None, tp=1, pp=1, dp=1, ep=1, cp=1)
         try:
-            job = job_of(spec, single, kind="gpu", compute=self._compute, folder=self._folder)
-            return _moments(trace(job))
+            job = job_of(spec, single, kind=kind, compute=self._compute, folder=self._folder)
+            found = _moments(trace(job))
+            return replace(found, loss_bytes=min(closed.loss_bytes, found.saved_bytes))
         except (NotTracedError, MissingDependencyError) as error:
             return replace(closed, source=f"{closed.source}; closed form, not traced: {error}")
 

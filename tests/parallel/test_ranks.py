@@ -200,10 +200,10 @@ def test_gathered_weights_agree_with_torchs_tracker(ran, case, reshard):
     ranks, (*_, found) = ran
     work = training("fsdp2", ranks)
     options = ShardOptions(reshard_after_forward=reshard)
-    one = shard(of_worker(**parallel_worker.WIDE), work, ADAMW, options=options)
-    planned = one.buffers[0]
-    assert planned.bytes <= found[case] <= 1.02 * planned.bytes
-    assert planned.low_bytes < planned.bytes < planned.high_bytes
+    own = of_rank(of_worker(**parallel_worker.WIDE), grid_of(work), 0)
+    low, value, high = fsdp_gather_bytes(own, options)
+    assert value <= found[case] <= 1.02 * value
+    assert low < value < high
 
 
 @pytest.mark.models

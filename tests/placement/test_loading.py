@@ -54,6 +54,19 @@ def test_experts_of_a_file_are_merged_while_their_pieces_are_there():
     assert loading_bytes(units, {0, 1}) == 32
 
 
+def test_gates_and_up_projections_of_experts_are_merged_into_one_tensor():
+    """The down-projections before them are held meanwhile, when they went to the disk."""
+    sizes = {"down_proj": 4, "gate_proj": 5, "up_proj": 5}
+    units = [
+        unit(position, f"h.0.experts.{i}.{name}", size)
+        for position, (i, (name, size)) in enumerate(
+            (i, pair) for i in range(2) for pair in sizes.items()
+        )
+    ]
+    assert loading_bytes(units, set(range(6))) == 8 + 2 * 20
+    assert loading_bytes(units, set()) == 8 + 2 * 20
+
+
 def test_there_is_no_line_where_running_takes_more():
     """The line is what loading takes beyond running."""
     units = [unit(0, "a", 10), unit(1, "b", 30)]

@@ -225,8 +225,7 @@ def test_a_plan_runs_within_its_band_and_answers_as_without_offload(bench):
     print(f"{limit / 1e6:.0f}: {on_host.total_bytes / 1e6:.1f} planned, {seen}, {on_host.items}")
     peak = seen["peak"]
     assert on_host.low_bytes - MIB <= peak <= on_host.high_bytes  # the interpreter was there before
-    # Loading of experts is counted upwards (DeepSeek: 100.7 MB beside what stays, 83.9 held).
-    assert 0.85 * on_host.total_bytes <= peak <= 1.01 * on_host.total_bytes
+    assert 0.90 * on_host.total_bytes <= peak <= 1.01 * on_host.total_bytes
     written = sum(f.stat().st_size for f in bench.folder.glob("offload-half/*.safetensors"))
     assert on_disk.parts.get("weights", 0) == pytest.approx(written, rel=0.01, abs=4096)
 
