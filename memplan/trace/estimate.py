@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from memplan.errors import MissingDependencyError
 from memplan.footprint.compiled import compiled
+from memplan.footprint.defaults import ADAPTER_METHODS
 from memplan.footprint.estimate import estimate
 from memplan.footprint.lines import exact_line
 from memplan.footprint.optimizer import PAGED
@@ -104,14 +105,23 @@ class TraceEstimator:
         gradients: int,
         kind: Literal["gpu", "cpu"] = "gpu",
     ) -> Moments:
-        """Return a step's instants on one device, traced where that is asked for and possible."""
+        """Return a step's instants on one device, traced where that is asked for and possible.
+
+        FSDP2 gathers weights in 16 bits already, so its mixed precision is traced with such
+        weights: autocast would keep copies that no rank makes.
+        """
         closed = closed_moments(spec, workload, gradients=gradients)
         if workload.estimator != "trace":
             return closed
         single = replace(workload, gpus=1, nodes=1, strategy=None, tp=1, pp=1, dp=1, ep=1, cp=1)
+        gathered = _gathers_half(workload)
+        if gathered:
+            single = replace(single, precision="bf16", dtype="bfloat16")
         try:
             job = job_of(spec, single, kind=kind, compute=self._compute, folder=self._folder)
             found = _moments(trace(job))
+            if gathered and workload.method not in ADAPTER_METHODS:
+                found = replace(found, step_bytes=2 * found.step_bytes)  # of float32 parts
             return replace(found, loss_bytes=min(closed.loss_bytes, found.saved_bytes))
         except (NotTracedError, MissingDependencyError) as error:
             return replace(closed, source=f"{closed.source}; closed form, not traced: {error}")
@@ -128,6 +138,12 @@ class TraceEstimator:
             _scaled(line, scale) if line.part == "activations" else line for line in plain.lines
         ]
         return Footprint(lines=tuple(lines))
+
+
+def _gathers_half(workload: Workload) -> bool:
+    """Say whether a rank computes with 16-bit copies of its float32 weights without autocast."""
+    mixed = (workload.precision or "").endswith("-mixed")
+    return mixed and workload.strategy == "fsdp2" and workload.tp == 1
 
 
 def _takes_kept(workload: Workload) -> bool:

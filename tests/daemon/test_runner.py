@@ -73,7 +73,7 @@ def test_a_command_that_is_not_there_is_127_and_one_that_is_no_program_126(datab
 
 def test_a_grandchild_is_measured(database):
     """A child forks a grandchild that touches 50 MiB: the tree has them."""
-    inner = "import time; b = bytearray(b'x') * (50 * 2**20); time.sleep(0.5)"
+    inner = "import time; b = bytearray(b'x') * (50 * 2**20); time.sleep(1.5)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     outcome = run(database, *python(outer))
     found = peaks(database, outcome.run.id)
