@@ -97,10 +97,19 @@ def fsdp_gather_bytes(
     Against torch's own FSDPMemTracker (8 layers, 4 and 8 ranks, both settings): the same, without
     what the tracker calls temporary beyond the weights' gradients.
     """
+    return _gathered(pieces, options, fsdp_moments(pieces, options, mixed=mixed), mixed=mixed)
+
+
+def _gathered(
+    pieces: Sequence[Piece],
+    options: ShardOptions,
+    moments: Sequence[Moment],
+    *,
+    mixed: str | None,
+) -> tuple[int, int, int]:
     root, layers = _units(pieces, options, mixed=mixed)
     largest = max(layers, key=lambda unit: unit.unsharded, default=_NOTHING)
-    found = fsdp_moments(pieces, options, mixed=mixed)
-    value = max(moment.buffers for moment in found)
+    value = max(moment.buffers for moment in moments)
     low = min(value, root.unsharded + largest.unsharded)
     return low, value, value + largest.gathered + largest.scattered
 
@@ -250,7 +259,7 @@ def _buffers(
     *,
     mixed: str | None,
 ) -> Line:
-    low, value, high = fsdp_gather_bytes(pieces, options, mixed=mixed)
+    low, value, high = _gathered(pieces, options, moments, mixed=mixed)
     most = max(moment.gradients + moment.buffers for moment in moments)
     beyond = max(most - gradients, 0)
     kept = "resharded" if options.reshard_after_forward else "kept"

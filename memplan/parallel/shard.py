@@ -30,7 +30,7 @@ from memplan.parallel.types import (
 from memplan.parallel.zero import ZeroDtypes, touched_elements, zero3_lines, zero12_lines
 from memplan.types import Line, Part, Tensor, Workload
 
-__all__ = ["shard", "shards"]
+__all__ = ["gathered_in", "shard", "shards"]
 
 
 def shard(
@@ -157,7 +157,7 @@ def _fsdp(job: _Job, found: Sequence[Piece]) -> FsdpRank:
     The script that `emit` writes for torchrun makes them so; accelerate's own wrapping and
     transformers' tensor parallelism leave them in the root, which the band's upper end covers.
     """
-    mixed = _gathered_in(job.workload)
+    mixed = gathered_in(job.workload)
     more = (job.workload.grad_accum or 1) > 1
 
     def rank(parts: Sequence[Piece]) -> FsdpRank:
@@ -199,7 +199,7 @@ def _lines(job: _Job, found: Sequence[Piece]) -> dict[str, tuple[Line, ...]]:
     return zero12_lines(found, rule, options, kinds, stage=stage, accumulate=accumulate)
 
 
-def _gathered_in(workload: Workload) -> str | None:
+def gathered_in(workload: Workload) -> str | None:
     """Return the dtype in which FSDP2 gathers (its param_dtype), or None for the weights' own."""
     return {"bf16-mixed": "bfloat16", "fp16-mixed": "float16"}.get(workload.precision or "")
 

@@ -20,6 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from memplan.errors import StoreError
+from memplan.store import readonly
 from memplan.store.readonly import BUSY_S, begin_read, connect, is_url, ours
 
 __all__ = [
@@ -184,9 +185,8 @@ def _begin(connection: sqlalchemy.Connection) -> None:
 @contextlib.contextmanager
 def translated(database: str | Path) -> Iterator[None]:
     """Turn the driver's errors into ours, each with a hint."""
-    try:
-        yield
-    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise ours(str(getattr(error, "orig", None) or error), database) from error
-    except OSError as error:
-        raise ours(error.strerror or str(error), database) from error
+    with readonly.translated(database):
+        try:
+            yield
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            raise ours(str(getattr(error, "orig", None) or error), database) from error

@@ -11,7 +11,6 @@ import contextlib
 import functools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from memplan.errors import StoreDamagedError
@@ -175,22 +174,23 @@ def window(
     place: Place, *, after: int, since_ns: int | None, until_ns: int | None, limit: int
 ) -> list[Reading]:
     """Return samples behind an instant and in a window, at least `limit` + 1 where there are."""
-    asked: dict[str, Any] = {
-        "after": after,
-        "since": FIRST if since_ns is None else since_ns,
-        "until": LAST if until_ns is None else until_ns,
-    }
+    since, until = _bounds(since_ns, until_ns)
     found: list[Reading] = []
-    for source in (frames(place, queries.BLOCKS, **asked), ticks(place, **asked)):
-        for frame in source:
-            found += [
-                row
-                for row in readings(frame)
-                if row[0] > after and asked["since"] <= row[2] <= asked["until"]
-            ]
-            if len(found) > limit:
-                return found
+    for frame in _frames_behind(place, after, since, until):
+        found += [row for row in readings(frame) if row[0] > after and since <= row[2] <= until]
+        if len(found) > limit:
+            return found
     return found
+
+
+def _bounds(since_ns: int | None, until_ns: int | None) -> tuple[int, int]:
+    return FIRST if since_ns is None else since_ns, LAST if until_ns is None else until_ns
+
+
+def _frames_behind(place: Place, after: int, since: int, until: int) -> Iterator[Frame]:
+    """Yield the frames behind an instant that touch a window, packed and waiting, oldest first."""
+    yield from frames(place, queries.BLOCKS, after=after, since=since, until=until)
+    yield from ticks(place, after=after, since=since, until=until)
 
 
 def columns(
@@ -200,12 +200,10 @@ def columns(
 
     It ends with the frame that brings the samples to `limit`.
     """
-    since = FIRST if since_ns is None else since_ns
-    until = LAST if until_ns is None else until_ns
-    asked: dict[str, Any] = {"after": after, "since": since, "until": until}
+    since, until = _bounds(since_ns, until_ns)
     found: dict[int, tuple[list[int], list[int]]] = {}
     cursor, count = after, 0
-    for frame in chain(frames(place, queries.BLOCKS, **asked), ticks(place, **asked)):
+    for frame in _frames_behind(place, after, since, until):
         if count >= limit:
             return cursor, found, True
         instants = zip(frame.seqs, frame.times, strict=True)

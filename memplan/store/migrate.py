@@ -17,7 +17,7 @@ from urllib.parse import quote
 import sqlalchemy
 
 from memplan.store.engine import driver, is_url, translated
-from memplan.store.version import HEAD, VERSION, check_known, refuse_tables
+from memplan.store.version import HEAD, SQLITE_TABLES, VERSION, check_known, refuse_tables
 
 __all__ = ["APPLICATION_ID", "HEAD", "copy_path", "current_version", "migrate"]
 
@@ -50,8 +50,7 @@ def refuse_stranger(database: Path) -> None:
         return
     uri = f"file:{quote(str(database.absolute()))}?mode=ro"
     with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
-        names = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        refuse_tables([name for (name,) in connection.execute(names)])
+        refuse_tables([name for (name,) in connection.execute(SQLITE_TABLES)])
 
 
 def migrate(connection: sqlalchemy.Connection, database: str | Path) -> None:

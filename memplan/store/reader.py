@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -189,6 +189,11 @@ class StoreReader:
         known.update(history.names(place, max(known, default=0)))
         return known
 
+    def _named(self, place: history.Place, numbers: Iterable[int]) -> dict[int, Series]:
+        """Return series id -> series; the database is asked only when one of the ids is new."""
+        known = self._series.get((place.host_id, place.run), {})
+        return known if all(number in known for number in numbers) else self._known(place)
+
     def peaks(self, run_id: str | None) -> tuple[Peak, ...]:
         """Return the peak of every series of a run (None: of the host's own samples).
 
@@ -215,9 +220,7 @@ class StoreReader:
             rows = history.window(
                 place, after=after, since_ns=since_ns, until_ns=until_ns, limit=limit
             )
-            known = self._series.get((place.host_id, place.run), {})
-            if any(row[1] not in known for row in rows):
-                known = self._known(place)
+            known = self._named(place, (row[1] for row in rows))
         more = len(rows) > limit
         if more:
             cut, first = rows[limit][0], rows[0][0]
@@ -243,9 +246,7 @@ class StoreReader:
             cursor, found, more = history.columns(
                 place, after=after, since_ns=since_ns, until_ns=until_ns, limit=limit
             )
-            known = self._series.get((place.host_id, place.run), {})
-            if any(number not in known for number in found):
-                known = self._known(place)
+            known = self._named(place, found)
         columns = {known[number]: column for number, column in found.items()}
         return ColumnBatch(cursor=cursor, columns=columns, more=more)
 

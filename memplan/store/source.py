@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memplan.store.readonly import begin_read, connect, is_url, translated
+from memplan.store.version import SQLITE_TABLES
 
 __all__ = ["Ask", "Source", "open_source"]
 
@@ -53,7 +54,7 @@ def open_source(database: str | Path) -> Source:
 class _File:
     """An SQLite file; whoever reads at the same time in another thread waits."""
 
-    tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    tables = SQLITE_TABLES
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from memplan.errors import StoreDamagedError, StoreVersionError
 
-__all__ = ["HEAD", "TABLE", "VERSION", "check_known", "refuse_tables"]
+__all__ = ["HEAD", "SQLITE_TABLES", "TABLE", "VERSION", "check_known", "refuse_tables"]
 
 HEAD = "0002"
 """Newest revision in migrations/versions."""
@@ -16,6 +16,8 @@ _KNOWN = ("0001", "0002")
 
 TABLE = "alembic_version"
 """The table that every database of ours has."""
+
+SQLITE_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 VERSION = "SELECT version_num FROM alembic_version"
 

@@ -17,6 +17,7 @@ from memplan.footprint.estimate import estimate
 from memplan.footprint.lines import exact_line
 from memplan.footprint.optimizer import PAGED
 from memplan.parallel.moments import Moments, closed_moments
+from memplan.parallel.shard import gathered_in
 from memplan.trace.job import Job, Traced
 from memplan.trace.keep import load_trace
 from memplan.trace.kernels import Target
@@ -142,8 +143,8 @@ class TraceEstimator:
 
 def _gathers_half(workload: Workload) -> bool:
     """Say whether a rank computes with 16-bit copies of its float32 weights without autocast."""
-    mixed = (workload.precision or "").endswith("-mixed")
-    return mixed and workload.strategy == "fsdp2" and workload.tp == 1
+    fsdp = workload.strategy == "fsdp2" and workload.tp == 1
+    return fsdp and gathered_in(workload) is not None
 
 
 def _takes_kept(workload: Workload) -> bool:

@@ -56,11 +56,11 @@ class Memo:
             key = self._key(func, args, kwargs, tensors)
         except _Unusual:
             return func(*args, **kwargs)
-        found = self._known.get(key, _NEW)
-        if found is None:
-            return func(*args, **kwargs)
-        if found is not _NEW:
+        found = self._known.get(key)
+        if found is not None:
             return found(tensors)
+        if key in self._known:  # found to be unusual before
+            return func(*args, **kwargs)
         before = [self._place(tensor) for tensor in tensors]
         result = func(*args, **kwargs)
         moved = before != [self._place(tensor) for tensor in tensors]
@@ -193,10 +193,3 @@ class Memo:
                 return fake(mode, plain, device)
 
         return make
-
-
-def _new(_: list[Any]) -> Any:
-    raise AssertionError
-
-
-_NEW = _new

@@ -186,9 +186,9 @@ def real_peak(job):
         optimizer.step()
         optimizer.zero_grad()
     if work.eval_batch:
-        inputs = [inputs, batch_of(work.eval_batch, work.seq)]
+        evaluated = batch_of(work.eval_batch, work.seq)
         with torch.no_grad():
-            model.eval()(**inputs[1])
+            model.eval()(**evaluated)
     return base + trace.stop()["cpu.peak_allocated"]
 
 
