@@ -55,6 +55,8 @@ def prepare(random_weights=False):
         if kind == "ddp":
             ids = [here.index] if here.type == "cuda" else None
             model = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    if PLAN["compile"]:
+        model.compile()
     return model, optimizer(model)
 
 
@@ -171,6 +173,8 @@ def zero(random_weights):
     engine, chosen, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer(model), config=config
     )
+    if PLAN["compile"]:
+        engine.compile()
     return engine, chosen
 
 
@@ -223,13 +227,18 @@ def optimizer(model):
     return cls(trained, lr=1e-5, **PLAN["optimizer"]["arguments"])
 
 
+def forward(model, tokens):
+    """Return the loss of one batch, in the plan's precision."""
+    autocast = PLAN["autocast"]
+    chosen = getattr(torch, autocast or "bfloat16")
+    with torch.autocast(tokens.device.type, chosen, enabled=bool(autocast)):
+        return model(input_ids=tokens, labels=tokens).loss
+
+
 def step(model, chosen, tokens):
     """Take one optimizer step of the plan's micro-batches; return the last loss."""
-    autocast = PLAN["autocast"]
-    here = tokens.device.type
     for _ in range(PLAN["grad_accum"]):
-        with torch.autocast(here, getattr(torch, autocast or "bfloat16"), enabled=bool(autocast)):
-            loss = model(input_ids=tokens, labels=tokens).loss
+        loss = forward(model, tokens)
         if PLAN["strategy"].startswith("zero"):
             model.backward(loss)
             model.step()
@@ -238,6 +247,15 @@ def step(model, chosen, tokens):
     if not PLAN["strategy"].startswith("zero"):
         chosen.step()
     return loss.detach()
+
+
+def evaluate(model, tokens):
+    """Return the loss of a batch between two steps, where there are no gradients."""
+    model.eval()
+    with torch.no_grad():
+        loss = forward(model, tokens)
+    model.train()
+    return loss
 
 
 def local(tensor):
@@ -278,6 +296,12 @@ def report(model, chosen):
     return found
 
 
+def random_tokens(model, batch):
+    """Return a batch of random tokens of the plan's length."""
+    high = getattr(model, "module", model).config.get_text_config().vocab_size
+    return torch.randint(0, high, (batch, PLAN["seq"]), device=device())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2)
@@ -286,15 +310,14 @@ def main():
     parser.add_argument("--report", type=Path, help="folder for RANK.json: what each rank holds")
     args = parser.parse_args()
     model, chosen = prepare(args.random_weights)
-    shape = (PLAN["batch"], PLAN["seq"])
+    rank = os.environ.get("RANK", 0)
     for number in range(args.steps):
         if number and not PLAN["strategy"].startswith("zero"):
             chosen.zero_grad()
-        config = getattr(model, "module", model).config
-        high = config.get_text_config().vocab_size
-        tokens = torch.randint(0, high, shape, device=device())
-        loss = step(model, chosen, tokens)
-        rank = os.environ.get("RANK", 0)
+            if PLAN["eval_batch"]:
+                loss = evaluate(model, random_tokens(model, PLAN["eval_batch"]))
+                print(f"rank {{rank}} evaluation loss {{loss.item():.4f}}", flush=True)
+        loss = step(model, chosen, random_tokens(model, PLAN["batch"]))
         print(f"rank {{rank}} step {{number}} loss {{loss.item():.4f}}", flush=True)
     found = report(model, chosen)
     if args.report:

@@ -101,4 +101,6 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "batch": work.batch,
         "seq": work.seq,
         "grad_accum": work.grad_accum or 1,
+        "eval_batch": work.eval_batch,
+        "compile": bool(work.compile),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memplan.footprint.compiled import compiled
 from memplan.parallel.types import Shard
 from memplan.runtimes import trainer
 from memplan.types import Basis, Line, ModelSpec, Workload
@@ -21,6 +22,8 @@ class Moments:
     """In the optimizer's step."""
     loss_bytes: int = 0
     """Of those in the passes, what the loss takes, before the first layer's backward pass."""
+    evaluation_bytes: int = 0
+    """In an evaluation between steps, where there is no gradient."""
     basis: Basis
     """How it is known."""
     source: str
@@ -45,6 +48,7 @@ def closed_moments(spec: ModelSpec, workload: Workload, *, gradients: int) -> Mo
         saved_bytes=kept + loss,
         step_bytes=step,
         loss_bytes=loss,
+        evaluation_bytes=engine.evaluation_bytes(spec, workload),
         basis="formula",
         source="saved tensors, logits and the step's temporaries",
         low=0.6,
@@ -60,7 +64,7 @@ def rank_line(
     As on one device, gradients are a line of their own and taken off here; the saved tensors are
     the rank's share, and the optimizer's temporaries go with the gradients that it holds. Where the
     shard knows the moments of its passes, the line is what their highest takes beyond gradients
-    and buffers.
+    and buffers. Each rank evaluates a batch of its own, beside no gradient.
 
     Args:
         moments: of one device.
@@ -77,6 +81,11 @@ def rank_line(
 
     buffers = sum(line.bytes for line in shard.buffers)
 
+    logits = float(share.sequence * share.tensor) if share.logits else 0.0
+
+    def evaluated(scale: float) -> int:
+        return int(scale * logits * moments.evaluation_bytes) - own
+
     def beyond(scale: float, temporary: int) -> int:
         saved = int(scale * part * moments.saved_bytes)
         if shard.moments:
@@ -85,10 +94,10 @@ def rank_line(
                 x.gradients + x.buffers + int(x.saved * (saved - loss) + x.loss * loss)
                 for x in shard.moments
             )
-            return max(passes - own - buffers, temporary - buffers, 0)
-        return max(saved + kept, own + temporary) - own if own else saved
+            return max(passes - own - buffers, temporary - buffers, evaluated(scale), 0)
+        return max(saved + kept - own, temporary, evaluated(scale)) if own else saved
 
-    return Line(
+    line = Line(
         part="activations",
         bytes=beyond(1.0, step),
         low_bytes=beyond(moments.low, 0),
@@ -96,3 +105,4 @@ def rank_line(
         basis=moments.basis,
         source=f"{moments.source}; {share.source}",
     )
+    return compiled(line) if workload.compile else line

@@ -29,6 +29,7 @@ __all__ = [
     "NAME",
     "activation_line",
     "cache_lines",
+    "evaluation_bytes",
     "layer_cache_bytes",
     "layer_kv_bytes",
     "layer_state_bytes",
@@ -241,7 +242,7 @@ def training_line(
 
     Band: 0.6 to 1.6 times the saved tensors, and 128 MiB.
     """
-    evaluated = _evaluation_bytes(spec, workload)
+    evaluated = evaluation_bytes(spec, workload)
     kept, loss, temporary = training_moments(spec, workload, gradients=gradients, kind=kind)
     accumulated = (workload.grad_accum or 1) > 1
 
@@ -263,7 +264,7 @@ def training_line(
     )
 
 
-def _evaluation_bytes(spec: ModelSpec, workload: Workload) -> int:
+def evaluation_bytes(spec: ModelSpec, workload: Workload) -> int:
     """Return T·V·(b + 8), or the widest layer's feed-forward moment: a pass without gradients."""
     if workload.eval_batch is None:
         return 0

@@ -22,6 +22,7 @@ from memplan.trace.job import Job, Traced
 from memplan.trace.keep import load_trace
 from memplan.trace.kernels import Target
 from memplan.trace.run import NotTracedError, trace
+from memplan.trace.step import EVALUATION
 from memplan.types import Footprint, Line, ModelSpec, Workload
 from memplan.units import MIB
 
@@ -159,16 +160,19 @@ def _takes_kept(workload: Workload) -> bool:
 def _moments(traced: Traced) -> Moments:
     """Return the most that was alive in passes and in steps beyond weights and states."""
     own = ("activations", "temporaries", "inputs", "buffers")
-    saved = step = 0
+    saved = step = evaluation = 0
     for phase in traced.phases:
         held = sum(phase.parts.get(name, 0) for name in own)
         if phase.name.startswith("step"):
             step = max(step, held)
+        elif phase.name == EVALUATION:
+            evaluation = held
         elif phase.name != "load":
             saved = max(saved, held)
     return Moments(
         saved_bytes=saved,
         step_bytes=step,
+        evaluation_bytes=evaluation,
         basis="trace",
         source="a step on one device",
         low=0.95,

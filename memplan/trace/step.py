@@ -28,12 +28,14 @@ from memplan.trace.record import PAGED
 from memplan.trace.tracker import Tracker
 from memplan.types import Workload
 
-__all__ = ["record"]
+__all__ = ["EVALUATION", "record"]
 
 STEPS = 2
 """Optimizer steps: the first has no states beside its activations."""
 MICRO_STEPS = 2
 """Micro-batches of one step that are traced: the second has gradients beside its activations."""
+EVALUATION = "evaluation"
+"""Phase between two steps: a batch without gradients."""
 END = "end"
 """Phase after the last token: what is alive then is the cache."""
 DECODED = 2
@@ -128,7 +130,7 @@ def _evaluate(torch: Any, model: Any, work: Workload, tracker: Tracker) -> None:
     Between two steps: no gradient is alive, all states are.
     """
     inputs = _inputs(torch, model, work, batch=work.eval_batch)
-    tracker.recording.begin("evaluation")
+    tracker.recording.begin(EVALUATION)
     tracker.add(_tensors_in(inputs), "inputs")
     model.eval()
     with torch.no_grad():

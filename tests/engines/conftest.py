@@ -23,7 +23,7 @@ def llama(tmp_path_factory):
 def run_program(tmp_path):
     """Run a program in a folder of its own; programs of this environment come first."""
 
-    def run(*words, check=True, cwd=None):
+    def run(*words, check=True, cwd=None, environment=()):
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         done = subprocess.run(
             [str(word) for word in words],
@@ -32,7 +32,7 @@ def run_program(tmp_path):
             check=False,
             timeout=600,
             cwd=cwd or tmp_path,
-            env={**os.environ, **QUIET, "PATH": path},
+            env={**os.environ, **QUIET, "PATH": path, **dict(environment)},
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

@@ -60,6 +60,22 @@ def test_divided_layers_follow_transformers_own_plan(run_program, tmp_path, llam
     ]
 
 
+def test_a_compiled_model_is_evaluated_between_steps(run_program, tmp_path, llama):
+    """--compile and --eval-batch: both happen on each rank, which holds what is planned."""
+    more = ("--gpus", 2, "--strategy", "fsdp2", "--compile", "--eval-batch", 3)
+    plan = planned(llama, *WORK, *more)
+    write_files(written_for("torchrun", plan), tmp_path / "out", force=False)
+    done = run_program(
+        *("sh", tmp_path / "out" / "launch.sh", "--steps", 2, "--report", tmp_path / "r"),
+        environment={"TORCH_LOGS": "output_code"},
+    )
+    assert done.stdout.count("evaluation loss") == 2
+    assert "Output code" in done.stderr
+    report = json.loads((tmp_path / "r" / "0.json").read_text())
+    for part in ("weights", "gradients", "optimizer"):
+        assert held(report, part) == plan.devices[0].parts[part], part
+
+
 def test_a_script_that_does_something_else_is_found_out(run_program, tmp_path, llama):
     """A plan for two ranks against the reports of one: the check can fail."""
     plan = planned(llama, *WORK)
