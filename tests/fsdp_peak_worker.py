@@ -10,6 +10,7 @@ back what is freed (MALLOC), so that resident is what is alive.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -63,6 +64,7 @@ def measured(folder, mesh, *, groups, seq, mixed=False):
     found = {"passes": 0, "step": 0, **sizes}
     for _ in range(2):  # the first makes what stays: states, buffers of libraries
         optimizer.zero_grad()
+        gc.collect()
         base = status("VmRSS")
         found["passes"] = highest(passes) - base
         found["step"] = highest(optimizer.step) - base

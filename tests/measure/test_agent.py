@@ -23,6 +23,7 @@ from memplan.wire import agent_path, decode, encode
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Where the daemon would listen."""
+    measure.detach()  # another test's agent would still look where that test listened
     monkeypatch.setenv("MEMPLAN_SOCKET", str(tmp_path / "m.sock"))
     yield agent_path(tmp_path / "m.sock")
     measure.detach()

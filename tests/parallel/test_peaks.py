@@ -21,13 +21,13 @@ from memplan.trace.estimate import TraceEstimator
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 512,
-    "intermediate_size": 1400,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
+    "hidden_size": 384,
+    "intermediate_size": 1000,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
     "head_dim": 64,
-    "vocab_size": 16003,
+    "vocab_size": 12007,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": False,
     "dtype": "float32",
@@ -75,7 +75,7 @@ def planned(folder, ranks, case, *, gloo):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", fsdp_peak_worker.CASES)
 def test_a_steps_peak_is_the_plans(ran, folder, case):
-    """Within 5 %, states to the byte: with one root group, with three, with saved tensors."""
+    """Within 1 %, states to the byte: with one root group, with three, with saved tensors."""
     ranks, found = ran
     seen = found[case]
     one, total = planned(folder, ranks, fsdp_peak_worker.CASES[case], gloo=True)
@@ -86,4 +86,4 @@ def test_a_steps_peak_is_the_plans(ran, folder, case):
     )
     peak = seen["weights"] + seen["optimizer"] + max(seen["passes"], seen["step"])
     print(f"{case}, {ranks} ranks: {peak / total:.3f} of {total / 1e6:.1f} MB")
-    assert peak == pytest.approx(total, rel=0.05)
+    assert peak == pytest.approx(total, rel=0.01)
