@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unittest.mock
+
 import torch
 import transformers
 
@@ -40,14 +42,18 @@ def cache_bytes(model, tokens):
     """Return the bytes of the cache after one pass, by the meta device or by empty CPU weights.
 
     Models that look at values (`.item()`) cannot run on meta. Small ones run on the host with
-    weights of zeros that are one element stretched to the shape, so they take no memory.
+    weights of zeros that are one element stretched to the shape, so they take no memory; what a
+    linear would work out from zeros is zeros.
     """
-    try:
-        return _measured(model, tokens, "meta")
-    except (RuntimeError, NotImplementedError):
-        if sum(p.numel() for p in model.parameters()) > LARGEST_ON_CPU:
-            raise
-        return _measured(_on_cpu(model), tokens, "cpu")
+    if next(model.parameters()).is_meta:
+        try:
+            return _measured(model, tokens, "meta")
+        except (RuntimeError, NotImplementedError):
+            if sum(p.numel() for p in model.parameters()) > LARGEST_ON_CPU:
+                raise
+            _to_cpu(model)
+    with unittest.mock.patch("torch.nn.functional.linear", _no_product):
+        return _measured(model, tokens, "cpu")
 
 
 def _measured(model, tokens, device):
@@ -80,7 +86,11 @@ def collect(value, found, seen):
         collect(vars(value), found, seen)
 
 
-def _on_cpu(model):
+def _no_product(tokens, weight, bias=None):
+    return tokens.new_zeros(*tokens.shape[:-1], weight.shape[0])
+
+
+def _to_cpu(model):
     for module in model.modules():
         for kind in (module._parameters, module._buffers):
             for name, tensor in kind.items():
@@ -92,4 +102,3 @@ def _on_cpu(model):
                         if is_weight
                         else zeros.clone()
                     )
-    return model

@@ -1,7 +1,8 @@
 """Every causal, masked and sequence-to-sequence model of transformers: a step of each is traced.
 
-Two layers of the default config where that builds a model, else all of them. What is not traced is
-listed with its cause, and says so in one clear error, so that the closed form can answer.
+Two layers of the default config where that builds a model, else twelve (a period of most mixtures),
+else all of them. What is not traced is listed with its cause, and says so in one clear error, so
+that the closed form can answer.
 """
 
 from __future__ import annotations
@@ -94,16 +95,25 @@ def classes(kind):
     return getattr(modeling_auto, MAPS[kind])
 
 
+def shorten(config, layers):
+    """Leave the first layers of a config, in every list that has one entry for each of them."""
+    counts = {config[key] for key in LAYERS if isinstance(config.get(key), int)}
+    for key, value in config.items():
+        if key in LAYERS and isinstance(value, int):
+            config[key] = min(value, layers)
+        elif isinstance(value, list) and len(value) in counts:
+            config[key] = value[:layers]
+    if "hybrid_layer_ids" in config:
+        config["hybrid_layer_ids"] = [i for i in config["hybrid_layer_ids"] if i < layers]
+
+
 def config_of(model_type, name, layers):
     import transformers
 
     config = transformers.AutoConfig.for_model(model_type, **ADJUSTED.get(model_type, {})).to_dict()
-    for key in LAYERS:
-        if layers and isinstance(config.get(key), int):
-            config[key] = min(config[key], layers)
-    for key in ("layer_types", "mlp_layer_types"):
-        if layers and isinstance(config.get(key), list):
-            config[key] = config[key][:layers]
+    if layers:
+        for part in (config, config.get("text_config") or {}):
+            shorten(part, layers)
     if config.get("decoder_start_token_id") is None:
         config["decoder_start_token_id"] = 0
     config["architectures"] = [name] if name else None
@@ -129,8 +139,8 @@ def traced(model_type, name, *, layers=0, dtype="bfloat16"):
 
 
 def any_of(model_type, name):
-    """Try two layers, the whole model, its decoder, and float32; raise the last error."""
-    attempts = ({"layers": 2}, {}, {"name": None}, {"dtype": "float32"})
+    """Try two layers, twelve, the whole model, its decoder, and float32; raise the last error."""
+    attempts = ({"layers": 2}, {"layers": 12}, {}, {"name": None}, {"dtype": "float32"})
     for attempt in attempts:
         try:
             return traced(model_type, **{"name": name, **attempt})
