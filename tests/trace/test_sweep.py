@@ -112,7 +112,7 @@ def config_of(model_type, name, layers):
 
     config = transformers.AutoConfig.for_model(model_type, **ADJUSTED.get(model_type, {})).to_dict()
     if layers:
-        for part in (config, config.get("text_config") or {}):
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
             shorten(part, layers)
     if config.get("decoder_start_token_id") is None:
         config["decoder_start_token_id"] = 0
