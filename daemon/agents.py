@@ -170,7 +170,7 @@ class AgentServer:
                 data = agent.socket.recv(MAX_PACKET_BYTES + 1)
             except BlockingIOError:
                 return
-            except OSError:
+            except (OSError, MemoryError):
                 data = b""
             if not data:
                 self._drop(agent)

@@ -29,7 +29,8 @@ from memplan_daemon.settings import DaemonSettings
 from memplan_daemon.tree import ProcessTable
 from memplan_daemon.watching import Watches
 
-from memplan.errors import MemplanError
+from memplan.errors import DaemonError, MemplanError
+from memplan.store.readonly import shown
 from memplan.store.remote import socket_path
 from memplan.wire import agent_path
 
@@ -176,11 +177,19 @@ class _Daemon:
         self._watches = watches
         self._exporters = Exporters(base.sampler, base.collectors.gpus)
         self._closing.callback(self._exporters.close)
-        self._exporters.apply(settings.prometheus, settings.otlp)
+        try:
+            self._exporters.apply(settings.prometheus, settings.otlp)
+        except DaemonError as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            _log.error("sampling goes on without: %s (%s)", error, error.hint)
         base.loop.each_round(self._sign_of_life)
         self._ship(database, writer)
         _log.info(
-            "sampling every %g s into %s, listening at %s", settings.interval_s, database, path
+            "sampling every %g s into %s, listening at %s",
+            settings.interval_s,
+            shown(database),
+            path,
         )
 
     def _ship(self, database: str, writer: LocalWriter) -> None:
@@ -192,9 +201,22 @@ class _Daemon:
         from memplan.store.ship import Shipper, ShipThread
 
         thread = ShipThread(Shipper(database, url))
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _log.error("nothing is shipped until a restart: %s", error)
+            return
         self._closing.callback(thread.close)
-        self._base.loop.each_round(lambda: thread.acknowledge(writer.shipped))
+        said = ""
+
+        def look() -> None:
+            nonlocal said
+            thread.acknowledge(writer.shipped)
+            if thread.problem != said:
+                said = thread.problem
+                _log.warning("shipping waits: %s", said) if said else _log.info("shipping goes on")
+
+        self._base.loop.each_round(look)
 
     def run(self) -> None:
         """Go round until it is told to end."""
@@ -246,14 +268,15 @@ class _Daemon:
 def _logging() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
-    before = _log.level
-    _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
+    ours = logging.getLogger("memplan")  # the store's words are the daemon's, too
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
     try:
         yield
     finally:
-        _log.removeHandler(handler)
-        _log.setLevel(before)
+        ours.removeHandler(handler)
+        ours.setLevel(before)
 
 
 @contextlib.contextmanager

@@ -151,6 +151,13 @@ class Server:
 
     def _read(self, connection: _Connection) -> None:
         try:
+            self._take(connection)
+        except MemoryError:  # no room for what it sends: it may come again
+            if connection in self._connections:
+                self._drop(connection)
+
+    def _take(self, connection: _Connection) -> None:
+        try:
             data = connection.peer.recv(_RECEIVE_BYTES)
         except BlockingIOError:
             return

@@ -71,8 +71,11 @@ def start(*, interval: float | None, rules: tuple[str, ...]) -> None:
     """
     from memplan_daemon.lifecycle import start_daemon
 
+    from memplan.store.readonly import shown
+
     status = start_daemon(_database(), interval, rules)
-    click.echo(f"running, pid {status.pid}, every {status.interval_s:g} s into {status.database}")
+    place = shown(status.database)
+    click.echo(f"running, pid {status.pid}, every {status.interval_s:g} s into {place}")
 
 
 @daemon.command("reload")
@@ -162,9 +165,11 @@ def status(*, as_json: bool) -> int:
 
     from memplan_daemon.lifecycle import daemon_status
 
+    from memplan.store.readonly import shown
+
     found = daemon_status(_database())
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        click.echo(json.dumps({**asdict(found), "database": shown(found.database)}, indent=2))
     else:
         click.echo("\n".join(_lines(found)))
     return 0 if found.running else EXIT_NOT_RUNNING
@@ -173,10 +178,13 @@ def status(*, as_json: bool) -> int:
 def _lines(found: DaemonStatus) -> list[str]:
     from datetime import datetime
 
+    from memplan.store.readonly import is_url, shown
     from memplan.units import format_bytes
 
-    size = "not made yet" if found.database_bytes is None else format_bytes(found.database_bytes)
-    lines = [f"database  {found.database} ({size})"]
+    size = found.database_bytes
+    made = "not made yet" if size is None else format_bytes(size, "MiB")
+    place = shown(found.database)
+    lines = [f"database  {place}" + ("" if is_url(found.database) else f" ({made})")]
     if not found.running:
         return ["not running: memplan daemon start", *lines, *_other_holder(found.kind, found.pid)]
     assert found.since_ns is not None

@@ -14,6 +14,7 @@ from memplan.store import history, queries
 from memplan.store.base import ColumnBatch, Curve, SampleBatch
 from memplan.store.curves import curves as build_curves
 from memplan.store.identity import host_identity
+from memplan.store.readonly import shown
 from memplan.store.source import Ask, open_source
 from memplan.store.version import HEAD, VERSION, check_known, refuse_tables
 from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
@@ -61,7 +62,7 @@ class StoreReader:
         check_known(version)
         if version != HEAD:
             raise StoreMissingError(
-                f"the database at {database} is empty or older than this memplan",
+                f"the database at {shown(database)} is empty or older than this memplan",
                 hint="any command that writes brings it up to date: memplan run -- true",
             )
 
@@ -97,7 +98,7 @@ class StoreReader:
 
     def _last(self, table: str, found: tuple[T, ...], hint: str) -> T:
         if not found:
-            raise NotStoredError(f"no {table} {LAST!r} in {self._database}", hint=hint)
+            raise NotStoredError(f"no {table} {LAST!r} in {shown(self._database)}", hint=hint)
         return found[0]
 
     def _one(self, table: str, key: str, cls: type[T], hint: str) -> T:
@@ -108,7 +109,7 @@ class StoreReader:
         if len(exact) == 1 and key:
             return _loaded(exact[0][1], cls)
         if not exact or not key:
-            raise NotStoredError(f"no {table} {key!r} in {self._database}", hint=hint)
+            raise NotStoredError(f"no {table} {key!r} in {shown(self._database)}", hint=hint)
         names = ", ".join(sorted(row[0] for row in exact)[:5])
         raise NotStoredError(
             f"{key!r} is the beginning of {len(exact)} {table} ids", hint=f"one of: {names}"
@@ -179,7 +180,7 @@ class StoreReader:
         if not ids:
             known = ", ".join(name for _, _, name in rows) or "none"
             raise NotStoredError(
-                f"no host {self._host!r} in {self._database}", hint=f"known hosts: {known}"
+                f"no host {self._host!r} in {shown(self._database)}", hint=f"known hosts: {known}"
             )
         return int(ids[0])
 

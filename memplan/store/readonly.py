@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from memplan.errors import (
     StoreMissingError,
 )
 
-__all__ = ["BUSY_S", "begin_read", "connect", "is_url", "ours", "translated"]
+__all__ = ["BUSY_S", "begin_read", "connect", "is_url", "ours", "shown", "translated"]
 
 BUSY_S = 5.0
 """Seconds that SQLite waits for a lock before it gives up."""
@@ -39,6 +40,15 @@ _PROGRESS_STEPS = 100_000
 def is_url(database: str | Path) -> bool:
     """Tell a database URL (PostgreSQL) from a file's path."""
     return isinstance(database, str) and "://" in database
+
+
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@|([?&]password=)[^&]*")
+
+
+def shown(database: str | Path) -> str:
+    """Return a database's place as it may be printed: a URL without its password."""
+    text = str(database)
+    return _PASSWORD.sub(lambda m: f"{m[1]}***@" if m[1] else f"{m[2]}***", text)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -101,7 +111,7 @@ _NO_WRITE = (
 
 def ours(message: str, database: str | Path) -> StoreError:
     """Return our error for what a driver said."""
-    text = " ".join(message.split())
+    text, database = " ".join(message.split()), shown(database)
     if any(sign in text for sign in _NO_WRITE):
         return StoreFullError(
             f"cannot write to {database}: {text}",

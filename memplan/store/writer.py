@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import secrets
 import time
@@ -29,6 +30,8 @@ from memplan.store.upsert import insert_new, replace_rows
 from memplan.types import Device, Event, FrozenMap, Phase, Plan, Run, Sample
 
 __all__ = ["LocalWriter", "new_id"]
+
+_log = logging.getLogger("memplan.store")
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Digits and letters without i, l, o and u: nothing that reads like something else."""
@@ -120,20 +123,24 @@ class LocalWriter:
         return self._core.retention.longest_s
 
     def _begin_life(self) -> None:
-        events: list[Event] = []
-        rescued = self._core.rescued
-        if rescued is not None:
-            events.append(rescued.event(self._now_ns()))
+        self._tell_rescue()
         with self._core.begin() as connection:
             if self._outbox_bytes:
                 outbox.fill(connection, self._core.host_id)
             self._mark_lost(connection)
             gap = self._gap(connection)
-            events += [gap] if gap else []
             mark = {"key": f"open:{self._core.host_id}", "value": str(self._now_ns())}
             replace_rows(connection, tables.meta, [mark])
-        if events:
-            self.save_events(events)
+        if gap is not None:
+            self.save_events([gap])
+
+    def _tell_rescue(self) -> None:
+        """Store and log, once, what became of a damaged file: nobody is to look for it in vain."""
+        rescue, self._core.rescued = self._core.rescued, None
+        if rescue is not None:
+            event = rescue.event(self._now_ns())
+            _log.error("%s", event.message)
+            self.save_events([event])
 
     def _gap(self, connection: sqlalchemy.Connection) -> Event | None:
         """Return the event that says since when nothing was sampled, after a writer that died."""
@@ -312,6 +319,7 @@ class LocalWriter:
     def _after_write(self) -> None:
         """Pack what is enough for a block; now and then delete what is too old."""
         with contextlib.suppress(StoreError):  # the samples are safe: it is done later
+            self._tell_rescue()
             for run_id in self._core.log.due():
                 self._pack(run_id)
             if self._busy or self._monotonic_s() - self._kept_house_s >= _KEEP_HOUSE_S:
