@@ -87,6 +87,8 @@ class DaemonStatus:
     """Ticks that were left out."""
     probe_restarts: int | None = None
     """GPU probes that were thrown away."""
+    fleet: Mapping[str, Any] = field(default_factory=dict)
+    """How the copying to a fleet's database is; empty without one."""
 
 
 def start_daemon(
@@ -238,6 +240,7 @@ def daemon_status(database: str) -> DaemonStatus:
         stretch=found.get("stretch", 1.0),
         late_ticks=found.get("late_ticks"),
         probe_restarts=found.get("probe_restarts"),
+        fleet=found.get("fleet", {}),
     )
 
 

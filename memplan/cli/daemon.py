@@ -197,6 +197,7 @@ def _lines(found: DaemonStatus) -> list[str]:
         f"samples   {found.samples_written} written, {found.samples_dropped} dropped",
         f"watching  {', '.join((*found.watches, *found.watching)) or 'the host only'}",
         *_gpu_lines(found),
+        *_fleet_lines(found),
     ]
     if found.stretch > 1:
         lines.append(f"stretched intervals are {found.stretch:.1f} times longer: CPU budget")
@@ -209,6 +210,20 @@ def _gpu_lines(found: DaemonStatus) -> list[str]:
     if found.gpu_problem and not found.gpus:
         return [f"gpu       none: {found.gpu_problem}"]
     return [f"gpu       {uuid} {state}" for uuid, state in found.gpus.items()]
+
+
+def _fleet_lines(found: DaemonStatus) -> list[str]:
+    from memplan.units import format_bytes
+
+    fleet = found.fleet
+    if not fleet:
+        return []
+    count, lost = fleet["waiting_notes"], fleet["lost_notes"]
+    state = "up to date" if count == 0 else "not heard of yet"
+    if count:
+        state = f"{count} changes wait ({format_bytes(fleet['waiting_bytes'], 'MiB')})"
+    lines = [f"fleet     {fleet['to']}: {state}" + (f", {lost} given up" if lost else "")]
+    return [*lines, f"problem   {fleet['problem']}"] if fleet["problem"] else lines
 
 
 def _other_holder(kind: str | None, pid: int | None) -> list[str]:

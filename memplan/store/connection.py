@@ -79,6 +79,9 @@ class WriterConnection:
         self._engine: sqlalchemy.Engine | None = None
         self._connection: sqlalchemy.Connection | None = None
         self._room_s: float | None = None
+        self._batches = itertools.count(1)
+        self.longest_checkpoint_s = 0.0
+        """Longest time that a checkpoint took, which holds no lock but waits for the disk."""
         self._inode: int | None = None
         self._stale = False
         if self._lock is not None:
@@ -230,9 +233,12 @@ class WriterConnection:
         with contextlib.suppress(StoreError), translated(self.database):
             raw = driver(self.connection)
             raw.execute("PRAGMA busy_timeout = 0")
+            begun_s = time.perf_counter()
             try:
                 raw.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
             finally:
+                took_s = time.perf_counter() - begun_s
+                self.longest_checkpoint_s = max(self.longest_checkpoint_s, took_s)
                 raw.execute("PRAGMA busy_timeout = 5000")
 
     @contextlib.contextmanager
@@ -242,10 +248,9 @@ class WriterConnection:
         Yields what is to be called after each transaction, when nobody waits for the lock; the
         last ones' checkpoint is left to the next write.
         """
-        done = itertools.count(1)
 
         def pause() -> None:
-            if next(done) % _CHECKPOINT_EVERY == 0:
+            if next(self._batches) % _CHECKPOINT_EVERY == 0:
                 self.checkpoint()
 
         if self.path is None:

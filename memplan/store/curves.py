@@ -1,8 +1,8 @@
 """Windows of time in a given number of buckets, from whatever tier is left.
 
-Samples where they are still there; their chunks' summaries where a bucket is much wider than a
-chunk; roll-ups of a minute or an hour where samples have been deleted. What was summarised counts
-in the bucket in which its highest value lies, so every peak is shown at its own time and height.
+Samples where they are still there; their chunks' or minutes' summaries where a bucket is twice as
+wide; roll-ups of a minute or an hour where samples have been deleted. What was summarised counts in
+the bucket in which its highest value lies, so every peak is shown at its own time and height.
 """
 
 from __future__ import annotations
@@ -149,9 +149,13 @@ def _from_blocks(
 ) -> None:
     """Add blocks: by their chunks' summaries where they are narrow, else sample by sample.
 
+    Minutes take their place where those are fewer, or where samples would have to be unpacked.
     Where samples are gone (from_ns lies behind the window's begin), a block across the border is
     taken apart: its first part is in the roll-ups already.
     """
+    if _minutes_do(place, filling, from_ns):
+        _add_rollups(place, filling, wanted, _MINUTES, (from_ns, filling.until_ns))
+        return
     asked = {
         "since": from_ns,
         "until": filling.until_ns - 1,
@@ -163,6 +167,19 @@ def _from_blocks(
     filling.add_rows(place.rows(queries.SUMMARIES.format(wanted=some), **asked))
     for frame in frames(place, queries.WIDE_BLOCKS, ids, **asked):
         filling.add_frame(frame, wanted, from_ns)
+
+
+def _minutes_do(place: Place, filling: _Filling, from_ns: int) -> bool:
+    """Tell whether minutes are fine enough for the buckets, and cheaper than blocks."""
+    if filling.width_ns < 2 * MINUTE_NS or from_ns >= filling.until_ns:
+        return False
+    asked = {"since": from_ns, "until": filling.until_ns - 1}
+    ((blocks, longest_ns),) = place.rows(queries.EXTENT, **asked)
+    minutes = (filling.until_ns - from_ns) // MINUTE_NS
+    if not blocks or (blocks <= minutes and longest_ns <= filling.width_ns // 2):
+        return False
+    ((first,),) = place.ask(queries.FIRST_MINUTE, host=place.host_id)
+    return first is not None and first <= from_ns // MINUTE_NS
 
 
 def _rolled_up(place: Place, filling: _Filling, wanted: Mapping[int, Series]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import platform
 import secrets
@@ -17,9 +18,9 @@ from typing import Any, Self
 import sqlalchemy
 from sqlalchemy import delete, func, select
 
-from memplan.errors import StoreError
+from memplan.errors import NotStoredError, StoreError
 from memplan.serialize import dumps, loads
-from memplan.store import outbox, tables
+from memplan.store import erase, outbox, tables
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
 from memplan.store.identity import host_identity
@@ -122,17 +123,26 @@ class LocalWriter:
         """Longest transaction of housekeeping so far, in seconds by the clock."""
         return self._core.retention.longest_s
 
+    @property
+    def longest_checkpoint_s(self) -> float:
+        """Longest checkpoint so far, in seconds by the clock: it waits for the disk, lock-free."""
+        return self._core.longest_checkpoint_s
+
     def _begin_life(self) -> None:
         self._tell_rescue()
         with self._core.begin() as connection:
-            if self._outbox_bytes:
-                outbox.fill(connection, self._core.host_id)
+            self._fill_outbox(connection)
             self._mark_lost(connection)
             gap = self._gap(connection)
             mark = {"key": f"open:{self._core.host_id}", "value": str(self._now_ns())}
             replace_rows(connection, tables.meta, [mark])
         if gap is not None:
             self.save_events([gap])
+
+    def _fill_outbox(self, connection: sqlalchemy.Connection) -> None:
+        """Note what came while nothing was noted; without a fleet, remember that nothing is."""
+        begin = outbox.fill if self._outbox_bytes else outbox.leave
+        begin(connection, self._core.host_id)
 
     def _tell_rescue(self) -> None:
         """Store and log, once, what became of a damaged file: nobody is to look for it in vain."""
@@ -366,6 +376,37 @@ class LocalWriter:
     def shipped(self, upto: int) -> None:
         """Forget what the fleet's database has got: everything up to a number of the outbox."""
         self._core.write(lambda connection: outbox.forget(connection, upto))
+
+    def note_for_fleet(self, outbox_bytes: int) -> None:
+        """Note from now on what a fleet's database is to get, as many bytes of it; 0 = nothing."""
+        if bool(outbox_bytes) != bool(self._outbox_bytes):
+            self._outbox_bytes = outbox_bytes
+            self._core.write(self._fill_outbox)
+        self._outbox_bytes = outbox_bytes
+
+    def delete_run(self, run_id: str) -> bool:
+        """Delete a run with all that belongs to it; tell whether to call again for the rest.
+
+        From the first call on it is in no list any more, even if there is no other one: what is
+        left goes with the housekeeping. A plan stays.
+
+        Raises NotStoredError when there is no such run, UsageError while it is running.
+        """
+        with self._core.begin() as connection:
+            known = bool(erase.erased(connection, [run_id]))
+            there = known or erase.is_there(connection, run_id)
+        if not there:
+            raise NotStoredError(f"there is no run {run_id!r}", hint="memplan runs")
+        if not known:
+
+            def begin(connection: sqlalchemy.Connection) -> None:
+                erase.begin(connection, run_id)
+                self._note(connection, "erased", [json.dumps(run_id)])
+
+            self._core.write(begin, durable=True)
+            self._core.log.forget(run_id)
+        self._core.retention.begin_anew()
+        return self.keep_house(batches=1)
 
     def take_over(self, rescue: Rescue) -> None:
         """Move what is sound of a database that was put aside into this one, and tell it."""

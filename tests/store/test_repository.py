@@ -299,7 +299,7 @@ def test_the_machine_has_a_number_and_a_name(anywhere):
 
 def test_a_database_that_cannot_hold_every_text_is_refused(postgresql):
     """SQL_ASCII gives bytes for text."""
-    from engines import new_database
+    from postgres import new_database
 
     with pytest.raises(StoreError, match="SQL_ASCII") as caught:
         LocalWriter(new_database(postgresql, "SQL_ASCII"))

@@ -83,7 +83,7 @@ def ship_ticks(said, name, database, url, ticks):
             writer.write_samples(
                 [Sample(series=s, t_ns=t_ns, value=i + n) for n, s in enumerate(series)]
             )
-            if i % 120 == 0 and (upto := shipper.step()) is not None:
+            if i % 120 == 0 and (upto := shipper.step().upto) is not None:
                 said.send("sent")
                 writer.shipped(upto)
         ship.ship_all(shipper, writer.shipped)

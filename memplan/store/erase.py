@@ -1,0 +1,138 @@
+"""Deleting a run for good: at once from every list, its samples in short transactions behind that.
+
+A row of `meta` says that a run was deleted, and from which hour on its roll-ups are still there. It
+stays, so that nothing brings the run back: a deletion that is killed goes on at the next
+housekeeping, and a fleet's database that was told does not take the run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy
+from sqlalchemy import delete, func, select, text
+
+from memplan.errors import UsageError
+from memplan.store import queries, tables
+from memplan.store.append import HOUR_NS, ROLLUPS, batched
+from memplan.store.upsert import insert_new, replace_rows
+
+__all__ = ["begin", "erased", "is_there", "pending", "step"]
+
+_MARK = "erased:"
+_DONE = "done"
+_LOOKED_UP = 500
+
+
+def is_there(connection: sqlalchemy.Connection, run_id: str) -> bool:
+    """Tell whether there is a run. Raises UsageError while it is still being measured."""
+    query = select(tables.run.c.status).where(tables.run.c.id == run_id)
+    status = connection.execute(query).scalars().all()
+    if "running" in status:
+        raise UsageError(f"run {run_id} is still running", hint="end it first, then delete it")
+    return bool(status)
+
+
+def begin(connection: sqlalchemy.Connection, run_id: str) -> None:
+    """Take a run out of every list and remember that it is deleted."""
+    insert_new(connection, tables.meta, [{"key": _MARK + run_id, "value": ""}])
+    connection.execute(delete(tables.run).where(tables.run.c.id == run_id))
+    for table in (tables.phase, tables.event, tables.tick):
+        connection.execute(delete(table).where(table.c.run_id == run_id))
+
+
+def step(connection: sqlalchemy.Connection, run_id: str, size: int = 16) -> bool:
+    """Delete one part of what is left of a run; tell whether there may be more.
+
+    Args:
+        connection: the writer's, in a transaction.
+        run_id: a run for which `begin` was called.
+        size: blocks, hours or some dozens of series in one part.
+    """
+    m = tables.meta.c
+    state = connection.execute(select(m.value).where(m.key == _MARK + run_id)).scalar()
+    if state is None or state == _DONE:
+        return False
+    if _drop_blocks(connection, run_id, size):
+        return True
+    state = _drop_rollups(connection, run_id, state, size)
+    if state == _DONE and _drop_series(connection, run_id, 32 * size):
+        state = str(2**31)  # behind the last hour
+    replace_rows(connection, tables.meta, [{"key": _MARK + run_id, "value": state}])
+    return state != _DONE
+
+
+def pending(connection: sqlalchemy.Connection) -> str | None:
+    """Return a run of which something is left."""
+    m = tables.meta.c
+    query = select(m.key).where(m.key >= _MARK, m.key < _MARK + "\x7f", m.value != _DONE)
+    found = connection.execute(query.limit(1)).scalar()
+    return None if found is None else str(found).removeprefix(_MARK)
+
+
+def erased(connection: sqlalchemy.Connection, runs: Iterable[str]) -> set[str]:
+    """Return which of some runs were deleted."""
+    m, found = tables.meta.c, set()
+    for part in batched(sorted(runs), _LOOKED_UP):
+        query = select(m.key).where(m.key.in_([_MARK + run_id for run_id in part]))
+        found |= {str(key).removeprefix(_MARK) for key in connection.execute(query).scalars()}
+    return found
+
+
+def _hosts(connection: sqlalchemy.Connection) -> list[int]:
+    return list(connection.execute(select(tables.host.c.id)).scalars())
+
+
+def _drop_blocks(connection: sqlalchemy.Connection, run_id: str, size: int) -> bool:
+    b, c = tables.block.c, tables.chunk.c
+    mine = sqlalchemy.and_(b.host_id.in_(_hosts(connection)), b.run_id == run_id)
+    query = select(b.host_id, b.id, b.day).where(mine).order_by(b.host_id, b.id).limit(size)
+    rows = connection.execute(query).all()
+    for host_id, number, day in rows:
+        chunks = sqlalchemy.and_(c.host_id == host_id, c.day == day, c.block_id == number)
+        connection.execute(delete(tables.chunk).where(chunks))
+        connection.execute(delete(tables.block).where(b.host_id == host_id, b.id == number))
+    return bool(rows)
+
+
+def _drop_rollups(connection: sqlalchemy.Connection, run_id: str, state: str, size: int) -> str:
+    """Delete some hours of roll-ups; return from which hour on there may be more."""
+    p, s = tables.peak.c, tables.series.c
+    of_run = sqlalchemy.and_(s.host_id == p.host_id, s.id == p.series_id, s.run_id == run_id)
+    span = select(func.min(p.first_t_ns), func.max(p.last_t_ns))
+    first_ns, last_ns = connection.execute(span.join(tables.series, of_run)).one()
+    if first_ns is None:
+        return _DONE
+    h = tables.rollup_1h.c
+    begin = int(state) if state else first_ns // HOUR_NS
+    there = select(func.min(h.period)).where(h.host_id.in_(_hosts(connection)), h.period >= begin)
+    begin = connection.execute(there).scalar()  # a clock that was wrong leaves years of nothing
+    end = last_ns // HOUR_NS + 1
+    if begin is None or begin >= end:
+        return _DONE
+    end = min(begin + size, end)
+    for host_id in _hosts(connection):
+        query = select(s.id).where(s.host_id == host_id, s.run_id == run_id)
+        for ids in batched(list(connection.execute(query).scalars()), _LOOKED_UP):
+            for table, period_ns in ROLLUPS:
+                each = HOUR_NS // period_ns
+                periods = queries.among(range(begin * each, end * each))
+                connection.execute(
+                    delete(table).where(
+                        table.c.host_id == host_id,
+                        text(f"period IN {periods}"),
+                        text(f"series_id IN {queries.among(ids)}"),
+                    )
+                )
+    return str(end)
+
+
+def _drop_series(connection: sqlalchemy.Connection, run_id: str, size: int) -> bool:
+    """Delete some series and their peaks; tell whether there were any."""
+    s, p = tables.series.c, tables.peak.c
+    mine = sqlalchemy.and_(s.host_id.in_(_hosts(connection)), s.run_id == run_id)
+    rows = connection.execute(select(s.host_id, s.id).where(mine).limit(size)).all()
+    for host_id, number in rows:
+        connection.execute(delete(tables.peak).where(p.host_id == host_id, p.series_id == number))
+        connection.execute(delete(tables.series).where(s.host_id == host_id, s.id == number))
+    return bool(rows)
