@@ -7,6 +7,7 @@ the bucket in which its highest value lies, so every peak is shown at its own ti
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
@@ -85,6 +86,15 @@ class _Filling:
         """Return (begin, end) of neighbours that fall into one bucket and into the window."""
         since, until, width = max(self.since_ns, from_ns), self.until_ns, self.width_ns
         origin, found, begin = self.since_ns, [], 0
+        if times == sorted(times):
+            begin, end = bisect_left(times, since), bisect_left(times, until)
+            while begin < end:
+                border = origin + ((times[begin] - origin) // width + 1) * width
+                after = bisect_left(times, border, begin, end)
+                found.append((begin, after))
+                begin = after
+            return found
+        # a clock that jumped back: one by one
         places = [(t - origin) // width if since <= t < until else None for t in times]
         for place, group in groupby(places):
             end = begin + len(list(group))
