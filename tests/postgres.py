@@ -1,4 +1,4 @@
-"""Databases of both kinds for the same tests: an SQLite file, a PostgreSQL of its own."""
+"""A PostgreSQL of our own for tests, that can also be taken away and come back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+__all__ = ["cluster", "new_database", "start", "stop"]
+
 _NUMBERS = itertools.count(1)
 
 
@@ -21,31 +23,41 @@ def _binaries():
     return found[-1] if found else None
 
 
+def _run(folder: Path, tool: str, *options: object) -> None:
+    """Run a tool of the server's; root runs it as nobody, as the server refuses to run as root."""
+    user = {"user": "nobody"} if os.geteuid() == 0 else {}
+    command = [_binaries() / tool, "-D", folder / "data", *options]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
+
+
+def start(folder: Path) -> None:
+    """Start the server of a cluster, on a unix socket only."""
+    options = f"-k {folder} -c listen_addresses= -c fsync=off"
+    _run(folder, "pg_ctl", "-o", options, "-l", folder / "log", "-w", "start")
+
+
+def stop(folder: Path) -> None:
+    """Take the server away at once: whoever is connected loses the connection."""
+    _run(folder, "pg_ctl", "-m", "immediate", "stop")
+
+
 @contextlib.contextmanager
 def cluster() -> Iterator[Path]:
-    """Start a cluster on a unix socket in a temporary folder; skip where that is impossible.
+    """Make and start a cluster in a temporary folder; skip where that is impossible.
 
-    The server refuses to run as root, so root starts it as nobody. The folder's name is short:
-    a socket's path has at most 107 characters.
+    The folder's name is short: a socket's path has at most 107 characters.
     """
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    tools = _binaries()
-    if tools is None:
+    if _binaries() is None:
         pytest.skip("no PostgreSQL server binaries")
     folder = Path(tempfile.mkdtemp(prefix="mp-pg-"))
-    how = {"capture_output": True, "cwd": folder}
     if os.geteuid() == 0:
         shutil.chown(folder, "nobody")
-        how["user"] = "nobody"
-    data = folder / "data"
-    options = f"-k {folder} -c listen_addresses= -c fsync=off"
-    start = [tools / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start"]
-    make = [tools / "initdb", "-D", data, "-A", "trust", "-U", "memplan", "-N", "-E", "UTF8"]
     try:
-        subprocess.run([*make, "--locale=C"], check=True, **how)
-        subprocess.run(start, check=True, **how)
+        _run(folder, "initdb", *["-A", "trust", "-U", "memplan", "-N", "-E", "UTF8", "--locale=C"])
+        start(folder)
         yield folder
-        subprocess.run([tools / "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=True, **how)
+        stop(folder)
     finally:
         shutil.rmtree(folder)
 

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import workers
-from postgres import new_database
 from factories import T0, make_device, make_phase, make_plan, make_run
+from postgres import new_database
 
 from memplan.errors import StoreError
 from memplan.store import tables
