@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memplan.errors import DaemonError, StoreLockedError
-from memplan.store.readonly import shown
+from memplan.store.readonly import is_older, shown
 from memplan.store.remote import DaemonClient, socket_path
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 _log = logging.getLogger("memplan.daemon")
 
 START_S = 20.0
-"""Seconds that a new daemon may take until it answers."""
+"""Seconds that a new daemon may take until it answers, not counting a migration."""
 
 STOP_S = 5.0
 """Seconds that it may take to end before SIGTERM, and again after it."""
@@ -118,6 +118,8 @@ def start_daemon(
         process = _spawn(database, interval_s, rules, output)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
+        if is_older(database):  # to end it now would roll all back, and the next one began anew
+            deadline = time.monotonic() + START_S
         status = daemon_status(database)
         if status.running and status.pid == process.pid:
             process.returncode = 0  # it goes on by itself: nobody is to wait for it

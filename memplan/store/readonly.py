@@ -21,8 +21,9 @@ from memplan.errors import (
     StoreLockedError,
     StoreMissingError,
 )
+from memplan.store.version import HEAD, KNOWN, VERSION
 
-__all__ = ["BUSY_S", "begin_read", "connect", "is_url", "ours", "shown", "translated"]
+__all__ = ["BUSY_S", "begin_read", "connect", "is_older", "is_url", "ours", "shown", "translated"]
 
 BUSY_S = 5.0
 """Seconds that SQLite waits for a lock before it gives up."""
@@ -78,6 +79,16 @@ def _frozen(path: Path) -> bool:
     """
     wal = path.with_name(path.name + "-wal")
     return not os.access(path.parent, os.W_OK) and not wal.exists()
+
+
+def is_older(database: str | Path) -> bool:
+    """Tell whether a file has an older schema, as it has until a migration is through."""
+    with contextlib.suppress(sqlite3.Error, OSError, StoreError):
+        if not is_url(database):
+            with contextlib.closing(connect(Path(database))) as connection:
+                (version,) = connection.execute(VERSION).fetchone()
+                return version in KNOWN and version != HEAD
+    return False
 
 
 def begin_read(connection: sqlite3.Connection) -> None:

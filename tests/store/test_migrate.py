@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 
+import old_database
 import pytest
 import workers
 from factories import make_device, make_phase, make_plan, make_run
@@ -19,22 +20,6 @@ from memplan.store.migrate import HEAD, copy_path
 from memplan.store.reader import StoreReader
 from memplan.store.writer import LocalWriter
 from memplan.types import Sample, Series
-
-MAKE_OLD = """
-import sys
-import sqlalchemy
-from alembic import command
-from alembic.config import Config
-from memplan.store.engine import writer_engine
-
-engine = writer_engine(sys.argv[1])
-with engine.connect() as connection, connection.begin():
-    config = Config()
-    config.set_main_option("script_location", "memplan_migrations:")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
-engine.dispose()
-"""
 
 UPGRADE = """
 import sys
@@ -54,7 +39,7 @@ SERIES = [
 
 def make_old(database, ticks=150):
     """Make a database of the first layout, as that version wrote it; return its samples."""
-    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database)], check=True)
+    old_database.make(database)
     samples = []
     connection = sqlite3.connect(database)
     with connection:

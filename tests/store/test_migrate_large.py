@@ -31,7 +31,7 @@ DROPPING = ("DROP TABLE",)
 def original(tmp_path_factory):
     """A database of the first layout with ten million samples."""
     database = tmp_path_factory.mktemp("old") / "m.db"
-    subprocess.run([sys.executable, "-c", test_migrate.MAKE_OLD, str(database)], check=True)
+    old_database.make(database)
     old_database.fill(database, TICKS)
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")

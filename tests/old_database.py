@@ -1,14 +1,38 @@
-"""Databases of the first layout with millions of samples, made at the speed of SQLite itself."""
+"""Databases of the first layout; with millions of samples at the speed of SQLite itself."""
 
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 SERIES = 200
 T0, NS = 10**18, 10**9
+
+
+MAKE_OLD = """
+import sys
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from memplan.store.engine import writer_engine
+
+engine = writer_engine(sys.argv[1])
+with engine.connect() as connection, connection.begin():
+    config = Config()
+    config.set_main_option("script_location", "memplan_migrations:")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0001")
+engine.dispose()
+"""
+
+
+def make(database: str | Path) -> None:
+    """Make the tables of the first layout."""
+    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database)], check=True)
 
 
 def values(ticks: int) -> Iterator[tuple[int, int, int]]:
