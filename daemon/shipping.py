@@ -162,14 +162,18 @@ class Shipping:
             self._fail("the process that ships ended")
             return
         self._heard_ns = self._clock.monotonic_ns()
-        while b"\n" in self._data:
+        while self._peer is not None and b"\n" in self._data:
             line, _, rest = bytes(self._data).partition(b"\n")
             self._data = bytearray(rest)
-            self._take(json.loads(line))
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                self._fail("the process that ships makes no sense")
+                return
 
     def _take(self, said: dict[str, Any]) -> None:
         """Take one word of the child."""
-        self._waiting = (said["notes"], said["bytes"])
+        self._waiting = (int(said["notes"]), int(said["bytes"]))
         self._tell(said.get("problem", ""))
         if "problem" in said:
             return

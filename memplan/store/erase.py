@@ -17,11 +17,28 @@ from memplan.store import queries, tables
 from memplan.store.append import HOUR_NS, ROLLUPS, batched
 from memplan.store.upsert import insert_new, replace_rows
 
-__all__ = ["begin", "erased", "is_there", "pending", "step"]
+__all__ = ["begin", "erased", "hold_off", "is_there", "pending", "step"]
+
+_LOCK_KEY = 0x6D706572
+"""PostgreSQL's advisory lock of whoever deletes runs."""
 
 _MARK = "erased:"
 _DONE = "done"
 _LOOKED_UP = 500
+
+
+def hold_off(connection: sqlalchemy.Connection, *, only_deletions: bool = False) -> None:
+    """Keep others from deleting runs, and from copying some, until the transaction ends.
+
+    Without it a run that is deleted between a shipper's look and its commit would come back.
+
+    Args:
+        connection: in a transaction; SQLite has one writer, so there nothing is needed.
+        only_deletions: others may go on copying.
+    """
+    if connection.dialect.name == "postgresql":
+        lock = "pg_advisory_xact_lock_shared" if only_deletions else "pg_advisory_xact_lock"
+        connection.execute(text(f"SELECT {lock}({_LOCK_KEY})"))
 
 
 def is_there(connection: sqlalchemy.Connection, run_id: str) -> bool:
@@ -35,6 +52,7 @@ def is_there(connection: sqlalchemy.Connection, run_id: str) -> bool:
 
 def begin(connection: sqlalchemy.Connection, run_id: str) -> None:
     """Take a run out of every list and remember that it is deleted."""
+    hold_off(connection)
     insert_new(connection, tables.meta, [{"key": _MARK + run_id, "value": ""}])
     connection.execute(delete(tables.run).where(tables.run.c.id == run_id))
     for table in (tables.phase, tables.event, tables.tick):

@@ -87,9 +87,9 @@ class Retention:
         self._step = 0
         return False
 
-    def begin_anew(self) -> None:
-        """Look at all kinds again with the next batch, deleted runs first."""
-        self._step = 0
+    def erase(self, connection: sqlalchemy.Connection) -> bool:
+        """Delete one batch of what deleted runs left, or give it back; tell if there was any."""
+        return self._erase() or self._give_back(connection)
 
     def drop_oldest(self) -> bool:
         """Delete the oldest blocks, where there are none the oldest minutes; tell if any."""

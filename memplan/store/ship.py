@@ -129,6 +129,7 @@ class Shipper:
                 self._partitions.ensure(remote, batch.times)
                 numbers = {h: _remote_host(remote, key, name) for h, key, name in batch.hosts}
             with remote.begin():
+                erase.hold_off(remote, only_deletions=not batch.erased)
                 for run_id in batch.erased:
                     erase.begin(remote, run_id)
                     while erase.step(remote, run_id):

@@ -405,8 +405,10 @@ class LocalWriter:
 
             self._core.write(begin, durable=True)
             self._core.log.forget(run_id)
-        self._core.retention.begin_anew()
-        return self.keep_house(batches=1)
+        with self._core.checkpoints_apart() as pause:
+            more = self._core.retention.erase(self._core.connection)
+            pause()
+        return more
 
     def take_over(self, rescue: Rescue) -> None:
         """Move what is sound of a database that was put aside into this one, and tell it."""

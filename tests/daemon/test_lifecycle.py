@@ -215,14 +215,13 @@ def test_a_daemon_that_migrates_for_long_is_waited_for(database, monkeypatch):
     old_database.make(database)
     assert is_older(database)
     begun = time.monotonic()
-    monkeypatch.setattr(lifecycle, "START_S", 0.3)
-    monkeypatch.setattr(lifecycle, "is_older", lambda _: time.monotonic() < begun + 1.5)
-    sleeper = ["sleep", "60"]
-    monkeypatch.setattr(lifecycle, "_spawn", lambda *_: subprocess.Popen(sleeper))
-    with pytest.raises(DaemonError, match="did not answer"):
-        start_daemon(database)
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "START_S", 0.3)
+        patch.setattr(lifecycle, "is_older", lambda _: time.monotonic() < begun + 1.5)
+        patch.setattr(lifecycle, "_spawn", lambda *_: subprocess.Popen(["sleep", "60"]))
+        with pytest.raises(DaemonError, match="did not answer"):
+            start_daemon(database)
     assert time.monotonic() > begun + 1.5
-    monkeypatch.undo()
     assert start_daemon(database, 0.05).running
     assert not is_older(database)
     stop_daemon(database)
