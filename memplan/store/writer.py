@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import platform
 import secrets
 import time
 from collections import deque
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete
 
 from memplan.errors import NotStoredError, StoreError
-from memplan.serialize import dumps, loads
-from memplan.store import erase, outbox, tables
+from memplan.serialize import dumps
+from memplan.store import erase, life, outbox, tables
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
 from memplan.store.identity import host_identity
@@ -28,7 +27,7 @@ from memplan.store.partition import Partitions
 from memplan.store.quarantine import Rescue
 from memplan.store.retention import Policy
 from memplan.store.upsert import insert_new, replace_rows
-from memplan.types import Device, Event, FrozenMap, Phase, Plan, Run, Sample
+from memplan.types import Device, Event, Phase, Plan, Run, Sample
 
 __all__ = ["LocalWriter", "new_id"]
 
@@ -132,9 +131,10 @@ class LocalWriter:
         self._tell_rescue()
         with self._core.begin() as connection:
             self._fill_outbox(connection)
-            self._mark_lost(connection)
-            gap = self._gap(connection)
-            mark = {"key": f"open:{self._core.host_id}", "value": str(self._now_ns())}
+            for run in life.lost_runs(connection, self._core.host_id):
+                self._put_run(connection, run)
+            gap = life.gap(connection, self._core.host_id, self._now_ns())
+            mark = {"key": life.mark(self._core.host_id), "value": str(self._now_ns())}
             replace_rows(connection, tables.meta, [mark])
         if gap is not None:
             self.save_events([gap])
@@ -151,51 +151,6 @@ class LocalWriter:
             event = rescue.event(self._now_ns())
             _log.error("%s", event.message)
             self.save_events([event])
-
-    def _gap(self, connection: sqlalchemy.Connection) -> Event | None:
-        """Return the event that says since when nothing was sampled, after a writer that died."""
-        m = tables.meta.c
-        query = select(m.value).where(m.key == f"open:{self._core.host_id}")
-        last = self._last_ns(connection, None)
-        if connection.execute(query).scalar() is None or last is None:
-            return None
-        now = self._now_ns()
-        return Event(
-            kind="store.gap",
-            t_ns=last,
-            severity="warning",
-            message=f"the writer ended without closing: no samples for {(now - last) / 1e9:.1f} s",
-            data=FrozenMap({"until_ns": str(now)}),
-        )
-
-    def _last_ns(self, connection: sqlalchemy.Connection, run_id: str | None) -> int | None:
-        """Return the time of the last sample, of one run or of all."""
-        p, s, t = tables.peak.c, tables.series.c, tables.tick.c
-        ticks = select(func.max(t.t1_ns)).where(t.host_id == self._core.host_id)
-        peaks = (
-            select(func.max(p.last_t_ns))
-            .join(
-                tables.series,
-                sqlalchemy.and_(s.host_id == p.host_id, s.id == p.series_id),
-            )
-            .where(p.host_id == self._core.host_id)
-        )
-        if run_id is not None:
-            ticks, peaks = ticks.where(t.run_id == run_id), peaks.where(s.run_id == run_id)
-        found = [connection.execute(query).scalar() for query in (ticks, peaks)]
-        return max((int(t_ns) for t_ns in found if t_ns is not None), default=None)
-
-    def _mark_lost(self, connection: sqlalchemy.Connection) -> None:
-        """End this host's runs whose sampler died: whoever wrote to this database is gone."""
-        r = tables.run.c
-        running = select(r.document).where(
-            r.status == "running", r.host_id == self._core.host_id, r.host == platform.node()
-        )
-        for (document,) in connection.execute(running).all():
-            run = loads(document, Run)
-            last = self._last_ns(connection, run.id)
-            ended = max(last or run.started_ns, run.started_ns)
-            self._put_run(connection, replace(run, status="lost", ended_ns=ended))
 
     def save_plan(self, plan: Plan) -> Plan:
         """Store a plan under a new id (kept if it has one) and return it with that id."""
@@ -437,7 +392,7 @@ class LocalWriter:
                 for run_id in self._core.log.waiting():
                     if run_id != tables.HOST_RUN:
                         self._pack(run_id)
-                mark = tables.meta.c.key == f"open:{self._core.host_id}"
+                mark = tables.meta.c.key == life.mark(self._core.host_id)
                 self._core.write(lambda c: c.execute(delete(tables.meta).where(mark)))
         finally:
             self._core.close()
