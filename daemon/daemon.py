@@ -46,6 +46,9 @@ SCAN_S = 5.0
 SCAN_SHARE = 500
 """All processes are listed every 5 s, and so that it takes 0.2 % of a core at most."""
 
+SHIP_CLOSE_S = 0.5
+"""Seconds that a batch on its way to a fleet may take at the end; it is sent again otherwise."""
+
 LONGEST_ROUND_S = 3600.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -206,7 +209,7 @@ class _Daemon:
         except RuntimeError as error:
             _log.error("nothing is shipped until a restart: %s", error)
             return
-        self._closing.callback(thread.close)
+        self._closing.callback(thread.close, SHIP_CLOSE_S)
         said = ""
 
         def look() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "Process",
     "Stat",
     "kib_fields",
+    "may_keep",
     "parse_stat",
     "raise_descriptor_limit",
     "read_at",
@@ -68,7 +69,7 @@ _SPARE = 16
 """Descriptors that are never kept: listing, reading a file and the store need some for a moment."""
 
 
-def _may_keep(descriptor: int) -> bool:
+def may_keep(descriptor: int) -> bool:
     """Return True where enough descriptors are left beside one that is to be kept.
 
     The kernel gives the lowest free number, so the number tells how many are in use.
@@ -167,7 +168,7 @@ class ProcFolder:
             return None
         except OSError:  # out of descriptors: by path, with the risk of a reused id
             return Process(pid, path, None)
-        if not _may_keep(folder):
+        if not may_keep(folder):
             os.close(folder)
             return Process(pid, path, None)
         return Process(pid, path, folder)
@@ -226,7 +227,7 @@ class Process:
         if self._folder is None:
             return None
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        if _may_keep(descriptor):
+        if may_keep(descriptor):
             self._kept[name] = descriptor
             return descriptor
         os.close(descriptor)

@@ -353,6 +353,17 @@ def test_a_driver_that_stays_stuck_does_not_collect_probes(hasty, nvml, monkeypa
     assert hasty.collector.probe.abandoned == 0
 
 
+def test_after_a_slow_start_readings_are_of_their_own_tick(gpus, nvml):
+    """The first answer comes a tick late; the next ones do not, and no group was left out."""
+    gpus.collector._wait_s = 0.0001
+    ticking(gpus, lambda: gpus.collector.states, 30)
+    gpus.collector._wait_s = 5.0
+    for used in (5, 6, 7):
+        nvml.gpus[0].used = used
+        nvml.write()
+        assert gpus.host()["gpu:GPU-a", "used_bytes"] == used
+
+
 def test_amd_devices_are_read_by_their_own_library(tmp_path, monkeypatch):
     """A stand-in for ROCm's module: bytes, watts, and "N/A" as a gap."""
     (tmp_path / "amdsmi.py").write_text(AMDSMI)
