@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from memplan_daemon.budget import MOST, CpuBudget
 from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors.base import Reading, Watch
 from memplan_daemon.collectors.cgroup import CgroupCollector
@@ -44,7 +45,8 @@ def test_two_processes_of_one_number_in_one_tick_are_two_identities():
     last = Path("/proc/sys/kernel/ns_last_pid")
     if not os.access(last, os.W_OK):
         pytest.skip("ns_last_pid cannot be written here")
-    for _ in range(200):
+    hits = same_start = 0
+    for _ in range(400):
         first = subprocess.Popen(["sleep", "60"])
         group = tracked(ProcFolder(), first.pid)
         held = group.members[first.pid]
@@ -60,31 +62,78 @@ def test_two_processes_of_one_number_in_one_tick_are_two_identities():
             group.update(ProcessTable(ProcFolder(), ManualClock()))
             other = group.members[second.pid]
             assert other.label == f"{second.pid}#2"
-            assert other.identity != held.identity or other.identity.inode is None
-            return
+            assert other.status() is not None
+            hits += 1
+            same_start += other.identity.start_ticks == held.identity.start_ticks
+            if held.identity.inode is not None:  # since Linux 6.9
+                assert other.identity != held.identity
+            if hits == 20:
+                break
         finally:
             second.kill()
             second.wait()
             group.close()
-    pytest.skip("other processes took the number each time")
+    if not hits:
+        pytest.skip("other processes took the number each time")
+    assert hits == 20
+    assert same_start, "not in one tick of the kernel's clock: then it was no trial"
 
 
-def test_processes_that_come_and_go_cause_no_error_and_no_leak(writer, until):
-    """Some hundred of them within seconds, watched as one tree."""
+SPAWN = """
+import os, sys, time
+begin = time.monotonic()
+for _ in range(1000):
+    if (pid := os.fork()) == 0:
+        time.sleep(0.002)
+        os._exit(0)
+    print(pid)
+    os.waitpid(pid, 0)
+print(1000 / (time.monotonic() - begin))
+"""
+
+
+def test_processes_that_come_and_go_cause_no_error_and_no_wrong_attribution(writer, until):
+    """A thousand at more than 10,000 a minute in a watched tree, and as many beside it.
+
+    Each that was seen is a child of the tree, and has one final row; the tree's file descriptors
+    are given back.
+    """
     clock = SystemClock()
     sampler = Sampler(
         clock=clock, collectors=[ProcessCollector(clock)], writer=writer, interval_s=0.01
     )
-    code = "import subprocess\nfor _ in range(150): subprocess.run(['true'])"
-    parent = subprocess.Popen([sys.executable, "-c", code])
-    sampler.watch(parent.pid, "r-1")
-    while parent.poll() is None:
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    ours, others = (
+        subprocess.Popen([sys.executable, "-c", SPAWN], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    sampler.watch(ours.pid, "r-1")
+    said = []
+    reader = threading.Thread(target=lambda: said.append(ours.communicate()[0]))
+    reader.start()
+    drain = threading.Thread(target=others.communicate)
+    drain.start()
+    while reader.is_alive():
         sampler.tick()
     until(lambda: sampler.tick() or sampler.watched == {})  # a listing may be some ticks away
+    drain.join()
+    *pids, rate = said[0].split()
+    assert float(rate) * 60 > 10_000
     assert not sampler._failing
-    entities = {s.series.entity for s in writer.samples}
-    assert f"process:{parent.pid}" in entities
+    family = {str(ours.pid), *pids}
+    seen, final = set(), []
+    for found in writer.samples:
+        name = found.series.entity.removeprefix("process:")
+        if found.series.entity == "tree":
+            continue
+        assert name.partition("#")[0] in family, "a stranger was taken in"
+        seen.add(name)
+        if found.series.metric == "final_rss_bytes":
+            final.append(name)
+    assert len(seen) > 10
+    assert sorted(final) == sorted(seen), "each that was seen has one final row"
     sampler.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
 
 
 def test_status_is_read_of_processes_whose_memory_map_is_not_ours(tmp_path):
@@ -100,6 +149,7 @@ def test_status_is_read_of_processes_whose_memory_map_is_not_ours(tmp_path):
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "pid = int(sys.argv[1]); held = ProcFolder().open(pid)\n"
         "watch = Watch(run_id='r', pid=pid, members={pid: held})\n"
+        "assert held.read('environ') is held.read('io') is None\n"
         "found = list(ProcessCollector(SystemClock()).collect(watch))\n"
         "print(json.dumps({i.metric: getattr(i, 'state', '') for i in found}))"
     )
@@ -137,7 +187,7 @@ def test_without_descriptors_it_samples_on(proc, writer):
             clock.advance(1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert writer.values("tree", "processes_count")[-1] > 10
+    assert writer.values("tree", "processes_count") == [60, 60, 60]
     assert raise_descriptor_limit() >= soft
     sampler.close()
 
@@ -154,13 +204,34 @@ def test_a_clock_that_jumps_makes_neither_gaps_nor_negative_rates(writer, proc):
         host_interval_s=1.0,
         proc=proc.folder,
     )
-    for jump in (0, -3600, 86400, 0.001, -0.001, 0):
+    budget = sampler.budget = CpuBudget(clock, clock.monotonic_ns, 0.0)
+    for jump in (0, -3600, 86400, 0.001, -0.001, *[0] * 12):
         clock.jump_wall(jump)
         sampler.tick()
         clock.advance(1)
-    assert len(writer.values("host", "used_bytes")) == 6
+    assert len(writer.values("host", "used_bytes")) == 17
     assert sampler.counts.late_ticks == 0
     assert sampler.counts.lateness_ns == 0
+    assert budget.share == 1.0
+    moved = [event for saved in writer.saved for event in saved]
+    assert [(event.kind, event.data["code"]) for event in moved] == [
+        ("host.clock", "-3600"),
+        ("host.clock", "86400"),
+    ]
+    assert moved[0].message.startswith("the wall clock moved by -3600.0 s")
+
+
+def test_a_clock_that_is_slewed_is_told_when_it_is_a_second_off(writer):
+    """A tenth of a second in each tick; and a machine that slept an hour."""
+    clock = ManualClock()
+    sampler = Sampler(clock=clock, collectors=(), writer=writer, interval_s=1.0)
+    for jump in (*[0.1] * 21, 3600):
+        sampler.tick()
+        clock.advance(1)
+        clock.jump_wall(jump)
+    sampler.tick()
+    codes = [event.data["code"] for saved in writer.saved for event in saved]
+    assert codes == ["1", "1", "3600"]
 
 
 HIDDEN = """
@@ -256,7 +327,11 @@ def rss():
 
 @pytest.mark.faults
 def test_ten_thousand_processes_and_sixty_four_gpus_fit_into_bounds(proc, writer, nvml):
-    """A listing of all, sixty-four in series, and one answer of the probe for all GPUs."""
+    """A listing of all, sixty-four in series, one answer for all GPUs, 500 agents' numbers.
+
+    What a tick costs here is real, and the seconds between are not: intervals are stretched until
+    the cost is within the budget, or as far as they may be; how late a tick was is told.
+    """
     from memplan_daemon.collectors.gpu import GpuCollector
 
     from memplan.testing import FakeGpu
@@ -274,6 +349,7 @@ def test_ten_thousand_processes_and_sixty_four_gpus_fit_into_bounds(proc, writer
         interval_s=1.0,
         host_interval_s=1.0,
         proc=proc.folder,
+        table=ProcessTable(proc.folder, clock, shortest_s=5.0),
     )
     table = ProcessTable(proc.folder, clock)
     begin = time.process_time()
@@ -281,13 +357,31 @@ def test_ten_thousand_processes_and_sixty_four_gpus_fit_into_bounds(proc, writer
     assert len(table.stats) == 10_000
     assert time.process_time() - begin < 3.0, "0.15 s on an idle machine"
     group = Group(proc.folder)
-    group.wanted = set(range(100, 1100))
+    group.wanted = set(range(100, 400))
     sampler.watch_group("r-1", group)
     sampler.tick()
     own = {s.series.entity for s in writer.samples if s.series.entity.count("/") == 0}
     assert len([entity for entity in own if entity.startswith("process:")]) == 64
-    assert writer.values("tree", "processes_count") == [1000]
+    assert writer.values("tree", "processes_count") == [300]
     assert len({e for e in own if e.startswith("gpu:")}) == 64
+
+    limit = 0.02
+    sampler.budget = CpuBudget(clock, time.process_time_ns, limit)
+    numbers = [Reading(f"process:{n}", "heap_used_bytes", n) for n in range(500)]
+    for _ in range(100):
+        clock.advance(sampler.due_in_s())
+        for number in numbers:
+            sampler.add("r-1", clock.wall_ns(), [number])
+        sampler.tick()
+        writer.batches.clear()
+        if sampler.budget.stretch == MOST or (sampler.budget.share or 1) <= limit:
+            break
+    else:
+        raise AssertionError("the budget is not held")
+    assert sampler.budget.stretch > 1.4
+    clock.advance(sampler.due_in_s() + 0.25)
+    sampler.tick()
+    assert sampler.counts.lateness_ns == 250_000_000
     gpus.close()
     sampler.close()
 
@@ -366,6 +460,80 @@ def test_an_agent_survives_a_daemon_that_stalls_for_thirty_seconds(flooded, tmp_
     assert float(text) < 0.1, "1 ms on an idle machine"
 
 
+TARGET = """
+import mmap, os, sys, time
+GIB = 2**30
+file = os.memfd_create("x")
+os.truncate(file, GIB // 16)
+held = [mmap.mmap(file, GIB // 16) for _ in range(int(sys.argv[1]) * 16)]
+for one in held:  # each page once: what one file holds counts in every mapping of it
+    for at in range(0, GIB // 16, 4096):
+        one[at]
+print("ready", flush=True)
+for line in sys.stdin:
+    end, done = time.monotonic() + float(line), 0
+    while time.monotonic() < end:
+        area = mmap.mmap(-1, 2**20)
+        for at in range(0, 2**20, 4096):
+            area[at] = 1
+        area.close()
+        done += 1
+    print(done, flush=True)
+"""
+
+
+def looped(target, seconds, meanwhile):
+    """Let a target map, touch and unmap memory for some seconds; return how often it could."""
+    target.stdin.write(f"{seconds}\n")
+    target.stdin.flush()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        meanwhile()
+        time.sleep(0.1)
+    return int(target.stdout.readline())
+
+
+@pytest.mark.faults
+def test_a_process_of_eight_gibibytes_is_not_stalled_by_being_sampled():
+    """Ten times a second; its PSS is never asked for, which would take most of its speed."""
+    command = [sys.executable, "-c", TARGET, "8"]
+    target = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert target.stdout.readline() == "ready\n"
+        member = ProcFolder().open(target.pid)
+        tree = Watch(run_id="r", pid=target.pid, members={target.pid: member})
+        collector = ProcessCollector(SystemClock(), 0.05)
+        found = {r.metric: r.value for r in collector.collect(tree) if isinstance(r, Reading)}
+        assert found["rss_bytes"] > 8 * 2**30
+        assert "pss_bytes" not in found
+
+        def sample():
+            metrics = {item.metric for item in collector.collect(tree)}
+            assert "rss_bytes" in metrics
+            assert "pss_bytes" not in metrics
+
+        alone, sampled = [], []
+        for _ in range(5):  # the best of each: others may be busy here, too
+            alone.append(looped(target, 0.5, lambda: None))
+            sampled.append(looped(target, 0.5, sample))
+        assert max(sampled) > 0.6 * max(alone), "1 % less on an idle machine; a tenth with PSS"
+    finally:
+        target.kill()
+        target.communicate()
+        member.close()
+
+
+def test_the_pss_of_two_hundred_gibibytes_is_not_asked_for(proc):
+    """By its size, before anything is read."""
+    proc.add(10, rss=200 * 2**20, pss=5)
+    held = proc.hold(10)
+    collector = ProcessCollector(ManualClock())
+    found = collector.collect(Watch(run_id="r", pid=10, members={10: held}))
+    metrics = {item.metric: item.value for item in found if isinstance(item, Reading)}
+    assert metrics["rss_bytes"] == 200 * 2**30
+    assert "pss_bytes" not in metrics
+
+
 @pytest.mark.faults
 def test_a_big_process_is_not_stalled(until):
     """1 GiB: its PSS is read within the budget, and above the bound not at all."""
@@ -424,4 +592,3 @@ def test_a_daemon_that_is_not_there_is_said_at_once(tmp_path):
     (tmp_path / "m.sock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DaemonError), DaemonClient(tmp_path / "m.sock") as client:
         client.status()
-    assert threading.active_count() >= 1
