@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from memplan_daemon import agents as module
@@ -177,6 +178,30 @@ def test_a_sample_before_the_hello_is_refused(world):
         assert rude.recv(10) == b""
 
 
+def test_a_run_of_another_user_is_no_agents(tmp_path, proc, writer, monkeypatch):
+    """Who names it must own its processes, unless it is the daemon's own user, or root."""
+    monkeypatch.setattr(socket, "socket", Talker)
+    proc.add(4711, rss=1, uid=1001)
+    world = World(tmp_path, writer)
+    world.sampler._proc = proc.folder
+    world.sampler.watch(4711, "r-theirs")
+    try:
+        monkeypatch.setattr(
+            module, "peer_of", lambda _: SimpleNamespace(pid=5, uid=1000, is_owner=False)
+        )
+        world.server._gid = 1
+        with world.connect() as stranger:
+            stranger.send(encode("hello", run="r-theirs", job=None))
+            assert stranger.recv(10) == b""
+        monkeypatch.setattr(
+            module, "peer_of", lambda _: SimpleNamespace(pid=5, uid=1001, is_owner=False)
+        )
+        with world.connect(run="r-theirs", job=None) as own:
+            assert own.run_id == "r-theirs"
+    finally:
+        world.close()
+
+
 def test_random_packets_do_no_harm_and_do_not_grow_the_memory(world):
     """A hundred connections of noise, one complaint in the log."""
     noise = random.Random(7)
@@ -188,14 +213,21 @@ def test_random_packets_do_no_harm_and_do_not_grow_the_memory(world):
     assert len(world.server._agents) <= 2
 
 
-def test_an_agent_that_floods_is_thinned_out(world, monkeypatch, until):
+def test_an_agent_that_floods_is_thinned_out(world, writer, monkeypatch, until):
     """What is beyond a bound in one tick is dropped and counted; the sampler goes on."""
     monkeypatch.setattr(module, "MOST_PACKETS_PER_TICK", 5)
     with world.connect(run="", job=None) as agent:
-        for _ in range(300):
-            agent.send(sample(**{"cuda:0": {"allocated_bytes": 3}}))
-        until(lambda: world.server.describe()[0]["packets"] >= 300)
-        assert world.server.describe()[0]["dropped"] > 100
+        packet = sample(**{"cuda:0": {"allocated_bytes": 3}})
+
+        def flood():
+            for _ in range(100):
+                agent.send(packet)
+            return world.server.describe()[0]["dropped"] > 100
+
+        until(flood)
+        sent = world.server.describe()[0]["packets"]
+        ticks = world.sampler.counts.ticks
+        assert len(writer.values("torch:cuda:0", "allocated_bytes")) <= 5 * ticks < sent
     before = world.sampler.counts.ticks
     until(lambda: world.sampler.counts.ticks > before + 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -26,6 +27,7 @@ from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.lifecycle import daemon_status
 from memplan_daemon.proc import ProcFolder, raise_descriptor_limit
 from memplan_daemon.sampler import Sampler
+from memplan_daemon.server import MAX_CONNECTIONS_EACH
 from memplan_daemon.tree import Group, ProcessTable, Tree
 
 from memplan.errors import DaemonError
@@ -396,17 +398,22 @@ def flooded(daemons, home, until):
 
 @pytest.mark.faults
 def test_a_flood_at_the_socket_is_held_off(flooded, until):
-    """Ten thousand connections, slow ones, giant announcements, noise: limits hold, it answers."""
+    """Ten thousand connections, slow ones, giant announcements, noise: limits hold, it answers.
+
+    No more than a user's share is let in at once, the memory stays, and so does the log.
+    """
     process, database = flooded
     path = str(socket_path(database))
     before = memory(process.pid)
+    connected = 0
     noise = random.Random(3)
     held = []
     for number in range(10_000):
         one = socket.socket(socket.AF_UNIX)
-        one.settimeout(5)
         try:
-            one.connect(path)
+            one.connect(path)  # without a time limit: with one, a full queue is an error
+            connected += 1
+            one.settimeout(5)
             kind = number % 4
             if kind == 0:
                 one.sendall(struct.pack(">I", 2**30))
@@ -416,17 +423,54 @@ def test_a_flood_at_the_socket_is_held_off(flooded, until):
                 one.sendall(encode_frame({"op": "ping"})[:-1])
         except OSError:
             pass
-        if number % 20 == 0 and len(held) < 400:
+        if number % 20 == 3 and len(held) < 400:
             held.append(one)
         else:
             one.close()
+    assert connected == 10_000
+    ours = sum(name.startswith("socket:") for name in descriptors(process.pid))
+    assert ours <= MAX_CONNECTIONS_EACH + 10
+    assert ours > 100, "they are held, and it holds them"
     for one in held:
         one.close()
     until(lambda: daemon_status(database).running)
     assert process.poll() is None
-    assert memory(process.pid) < before + 64 * 2**20
+    assert memory(process.pid) < before + 16 * 2**20
     ticks = daemon_status(database).samples_written
     until(lambda: daemon_status(database).samples_written > ticks)
+    process.terminate()
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert len(log.splitlines()) < 15
+
+
+@pytest.mark.faults
+def test_a_flood_at_the_agents_socket_is_held_off(flooded, until):
+    """Ten thousand connections with noise, giant packets, another version, and no hello."""
+    process, database = flooded
+    before = memory(process.pid)
+    noise = random.Random(4)
+    packets = (b'{"v":99,"kind":"hello"}', b'{"v":1,"kind":"sample"}', b"\xff\xfe", b"")
+    for number in range(10_000):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+            one.connect(f"{database}.peer")
+            with contextlib.suppress(OSError):
+                one.send(packets[number % 4] or noise.randbytes(noise.randrange(1, 60_000)))
+    until(lambda: daemon_status(database).running)
+    until(lambda: daemon_status(database).agents == ())
+    assert memory(process.pid) < before + 16 * 2**20
+    process.terminate()
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert len(log.splitlines()) < 15
+
+
+def descriptors(pid):
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return found
 
 
 def memory(pid):
