@@ -224,18 +224,22 @@ class AgentServer:
         elif isinstance(run, str) and run and agent.peer.is_owner:
             agent.run_id = run  # a `memplan run` samples it and lets us store
         else:
-            agent.run_id, agent.ours = self._own_run(agent, job), True
+            agent.run_id = self._own_run(agent, job)
+            agent.ours = agent.run_id in self._jobs.values()
         with contextlib.suppress(OSError):
             agent.socket.send(json.dumps({"run": agent.run_id}).encode())
 
     def _own_run(self, agent: _Agent, job: Any) -> str:
-        """Return the run of an agent that has none: its job's, or a new one."""
+        """Return the run of an agent that has none: its job's, its parents', or a new one."""
         key = f"{agent.peer.uid} {job}" if isinstance(job, str) else f"pid {agent.peer.pid}"
         if key in self._jobs:
             self._sampler.join(agent.peer.pid, self._jobs[key])
             return self._jobs[key]
         if not self._open_runs:
             raise DaemonError("there is no daemon that could open a run")
+        known = self._sampler.run_of(agent.peer.pid)
+        if known is not None and self._sampler.owner(known) == agent.peer.uid:
+            return known  # a worker: in a run of its own it would be counted twice
         process = self._proc.open(agent.peer.pid)
         if process is None:
             raise DaemonError(f"process {agent.peer.pid} cannot be seen from here")

@@ -195,6 +195,19 @@ class Sampler:
             group.join(pid)
             self._table.expire()
 
+    def run_of(self, pid: int) -> str | None:
+        """Return the run that a process belongs to, itself or by those that it comes from."""
+        while pid > 1:
+            for run_id, group in self._groups.items():
+                if pid in group.members:
+                    return run_id
+            process = self._proc.open(pid)
+            stat = process.stat() if process is not None else None
+            if process is not None:
+                process.close()
+            pid = stat.parent if stat is not None else 0
+        return None
+
     def owner(self, run_id: str) -> int | None:
         """Return the user whose processes a run is made of; None when that is not known."""
         group = self._groups.get(run_id)

@@ -257,6 +257,72 @@ time.sleep(0.3)
 """
 
 
+FAMILY = """
+import multiprocessing, time
+from memplan import measure
+
+def work():
+    measure.attach(0.02)
+    time.sleep(0.5)
+
+if __name__ == "__main__":
+    measure.attach(0.02)
+    time.sleep(0.5)
+    for how in ("fork", "spawn"):
+        child = multiprocessing.get_context(how).Process(target=work)
+        child.start()
+        print(child.pid)
+        child.join()
+        assert child.exitcode == 0
+    time.sleep(0.2)
+"""
+
+
+def test_forked_and_spawned_workers_are_in_their_parents_run_and_counted_once(
+    world, writer, tmp_path
+):
+    """Each with an agent of its own: one run, three processes, and no number twice."""
+    (tmp_path / "family.py").write_text(FAMILY)
+    environment = {**os.environ, "MEMPLAN_SOCKET": str(world.path.with_suffix(".sock"))}
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "family.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (run_id,) = {run.id for run in writer.saved if hasattr(run, "pid")}
+    found = [s for s in writer.samples if s.series.metric == "heap_used_bytes"]
+    assert {s.series.run_id for s in found} == {run_id}
+    entities = {s.series.entity for s in found}
+    assert len(entities) == 3
+    assert entities >= {f"process:{pid}" for pid in done.stdout.split()}
+    assert len({(s.series.entity, s.t_ns) for s in found}) == len(found)
+
+
+EXEC = """
+import os, sys, time
+from memplan import measure
+measure.attach(0.02)
+time.sleep(0.5)
+if len(sys.argv) == 1:
+    os.execv(sys.executable, [sys.executable, __file__, "again"])
+"""
+
+
+def test_a_program_that_another_one_takes_the_place_of_is_heard_as_both(
+    world, writer, tmp_path, until
+):
+    """One process after exec: its first agent has gone with the program, a second one comes."""
+    (tmp_path / "twice.py").write_text(EXEC)
+    environment = {**os.environ, "MEMPLAN_SOCKET": str(world.path.with_suffix(".sock"))}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "twice.py")], env=environment)
+    assert process.wait(60) == 0
+    until(lambda: not world.server.describe())
+    assert [run.status for run in writer.saved] == ["running", "finished"] * 2
+    assert {run.pid for run in writer.saved} == {process.pid}
+    first, second = writer.saved[1], writer.saved[2]
+    assert first.ended_ns <= second.started_ns
+    for run in (first, second):
+        assert [s for s in writer.samples if s.series.run_id == run.id]
+
+
 def test_a_real_agent_in_its_own_pid_namespace_is_known_by_its_pid_here(world, writer, until):
     """As in a container: it believes to be another process, the kernel knows better."""
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", PROGRAM]
