@@ -25,6 +25,7 @@ from memplan_daemon.collectors.base import Reading, Watch
 from memplan_daemon.collectors.cgroup import CgroupCollector
 from memplan_daemon.collectors.host import HostCollector
 from memplan_daemon.collectors.process import ProcessCollector
+from memplan_daemon.daemon import SCAN_S, SCAN_SHARE
 from memplan_daemon.lifecycle import daemon_status
 from memplan_daemon.proc import ProcFolder, raise_descriptor_limit
 from memplan_daemon.sampler import Sampler
@@ -293,6 +294,7 @@ def test_an_hour_of_ticks_leaves_descriptors_and_memory_flat(writer, tmp_path):
         interval_s=1.0,
         host_interval_s=1.0,
         proc=proc,
+        table=ProcessTable(proc, clock, share=SCAN_SHARE, shortest_s=SCAN_S),
     )
     group = Group(proc)
     sampler.watch_group("r-1", group)

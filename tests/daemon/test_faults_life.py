@@ -361,7 +361,7 @@ def control_group(controller, **limits):
 
 
 def test_25_a_daemon_that_the_kernel_killed_for_want_of_memory_starts_again(
-    daemons, database, until
+    daemons, database, until, kernel_kills
 ):
     """A control group without room for a request: the next one marks the gap."""
     with control_group("memory", memory__limit_in_bytes=4 * 2**20, memory__swappiness=0) as group:
