@@ -78,16 +78,6 @@ def test_a_reload_takes_new_settings_and_a_bad_one_changes_nothing(daemons, data
     assert "the settings stay as they were" in log
 
 
-def test_sigterm_ends_it_within_two_seconds_of_its_own_time(running):
-    """What was sampled is flushed first."""
-    process = running("--watch", "user:0")
-    begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert time.monotonic() - begin < 30, "2 s on an idle machine"
-
-
 def test_the_log_of_a_daemon_in_the_background_is_shown(database):
     """The last lines; without a daemon the way to one."""
     with pytest.raises(DaemonError, match="no log"):
