@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,6 +159,13 @@ class ProcFolder:
             return {stat.pid: stat for stat in found if stat is not None}
         finally:
             os.close(folder)
+
+    def line(self, pid: int) -> Iterator[int]:
+        """Yield a process, its parent, the parent's parent ... as they are now."""
+        while pid > 1:
+            yield pid
+            stat = parse_stat(self.read(f"{pid}/stat"))
+            pid = stat.parent if stat is not None else 0
 
     def open(self, pid: int) -> Process | None:
         """Take hold of one process, or return None when it is gone."""
