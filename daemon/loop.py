@@ -64,6 +64,10 @@ class Loop:
         """Call back once in every round: after each event, and at least at each tick."""
         self._idle.append(callback)
 
+    def forget(self, callback: Callback) -> None:
+        """Do not call back in every round any more."""
+        self._idle.remove(callback)
+
     def stop(self) -> None:
         """End `run` after the current round."""
         self._stopped = True

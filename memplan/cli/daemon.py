@@ -200,7 +200,9 @@ def _lines(found: DaemonStatus) -> list[str]:
         *_fleet_lines(found),
     ]
     if found.stretch > 1:
-        lines.append(f"stretched intervals are {found.stretch:.1f} times longer: CPU budget")
+        lines.append(
+            f"slower    {found.stretch:.1f} times: more would cost more than the setting cpu_budget"
+        )
     lines += [f"agent     pid {a['pid']} in run {a['run']}" for a in found.agents]
     lines += [f"event     {event['text']}" for event in found.events[-5:]]
     return [*lines, f"problem   {found.store_error}"] if found.store_error else lines

@@ -83,6 +83,7 @@ class WriterConnection:
         self.longest_checkpoint_s = 0.0
         """Longest time that a checkpoint took, which holds no lock but waits for the disk."""
         self._inode: int | None = None
+        self._wal_inode: int | None = None
         self._stale = False
         if self._lock is not None:
             self._lock.acquire()
@@ -115,7 +116,8 @@ class WriterConnection:
             self.host_id = _host_id(connection, *self._identity)
             self.log = SampleLog(connection, self.host_id)
         self.retention = Retention(self.begin, self.host_id, self.policy)
-        self._inode = None if self.path is None else _inode(self.path)
+        if self.path is not None:
+            self._inode, self._wal_inode = _inode(self.path), _inode(self._wal)
 
     def _take_advisory_lock(self) -> None:
         with self.begin() as connection:
@@ -188,6 +190,9 @@ class WriterConnection:
         if not self._lock.is_in_place:  # with the lock: who holds the new one writes now
             self._lock.release()
             self._lock.acquire()
+        if self._wal_inode is not None and _inode(self._wal) == self._wal_inode:
+            quarantine.put_log_aside(self.path)  # it belongs to the file that was there
+            self._wal_inode = None
         self._connect()
         _log.warning("%s was removed or replaced: a new database begins there", self.path)
 

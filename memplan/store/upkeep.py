@@ -28,7 +28,7 @@ class Check:
     schema: str | None
     """Revision of the tables."""
     bytes: int
-    """Size of the file."""
+    """Size of the file and its log."""
     rows: tuple[tuple[str, int], ...]
     """(table, rows)."""
     problems: tuple[str, ...]
@@ -83,7 +83,7 @@ def check(database: str | Path) -> Check:
         problems.append(str(error))
     return Check(
         schema=schema,
-        bytes=path.stat().st_size,
+        bytes=sum(p.stat().st_size for p in (path, Path(f"{path}-wal")) if p.exists()),
         rows=tuple(rows),
         problems=tuple(problems[:_MOST_PROBLEMS]),
     )
@@ -168,6 +168,8 @@ def backup(database: str | Path, target: Path) -> int:
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Give a place to write at, and move it to the target when all went well."""
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}", hint=f"mkdir -p {target.parent}")
     half = target.with_name(target.name + ".part")
     with translated(target):
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from memplan.serialize import dumps
 from memplan.store import erase, life, outbox, tables
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
-from memplan.store.identity import host_identity
+from memplan.store.identity import host_identity, new_id
 from memplan.store.partition import Partitions
 from memplan.store.quarantine import Rescue
 from memplan.store.retention import Policy
@@ -33,12 +32,6 @@ __all__ = ["LocalWriter", "new_id"]
 
 _log = logging.getLogger("memplan.store")
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Digits and letters without i, l, o and u: nothing that reads like something else."""
-
-_EPOCH_S = 1_735_689_600
-"""Start of 2025: keeps ids short for a thousand years."""
-
 RING_SAMPLES = 100_000
 """Staged samples that are kept at the most (some 10 MB); beyond, the oldest go."""
 
@@ -47,16 +40,6 @@ PART_SAMPLES = 5000
 
 _KEEP_HOUSE_S = 60.0
 """Seconds between two looks for what is too old."""
-
-
-def new_id(prefix: str) -> str:
-    """Return a short id that sorts by time: prefix, seconds since 2025, 15 random bits."""
-    number = ((int(time.time()) - _EPOCH_S) << 15) | secrets.randbits(15)
-    digits = ""
-    while number:
-        number, rest = divmod(number, len(_ALPHABET))
-        digits = _ALPHABET[rest] + digits
-    return f"{prefix}-{digits.rjust(9, '0')}"
 
 
 class LocalWriter:
