@@ -14,7 +14,7 @@ from typing import Any
 
 from memplan.store import queries
 from memplan.store.base import Bucket, Curve, Tier
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, Row
 from memplan.store.history import FIRST, Place, frames, ticks
 from memplan.types import Series
 
@@ -24,9 +24,6 @@ _MINUTES, _HOURS = ("rollup_1m", MINUTE_NS), ("rollup_1h", HOUR_NS)
 
 _MOST_LOOKUPS = 20_000
 """Look-ups of single roll-ups; where more would be needed, a range of all series is read."""
-
-Row = Any
-"""(series id, n, low, high, time of the highest, total, last): what was summarised."""
 
 
 class _Filling:
@@ -66,6 +63,9 @@ class _Filling:
     def add_frame(self, frame: Frame, wanted: Mapping[int, Series], from_ns: int) -> None:
         """Add the samples of a frame that are not before a time."""
         whole = self._stretches(frame.times, from_ns)
+        if whole == [(0, len(frame.times))]:
+            self.add_rows(row for row in frame.rows() if row[0] in wanted)
+            return
         rows = []
         for series, column in frame.columns.items():
             if series not in wanted:
