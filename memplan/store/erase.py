@@ -1,23 +1,29 @@
 """Deleting a run for good: at once from every list, its samples in short transactions behind that.
 
-A row of `meta` says that a run was deleted, and from which hour on its roll-ups are still there. It
+A row of `meta` says that a run was deleted, and from which minute on there are roll-ups of it. It
 stays, so that nothing brings the run back: a deletion that is killed goes on at the next
 housekeeping, and a fleet's database that was told does not take the run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import sqlalchemy
 from sqlalchemy import delete, func, select, text
 
 from memplan.errors import UsageError
 from memplan.store import queries, tables
-from memplan.store.append import HOUR_NS, ROLLUPS, batched
+from memplan.store.append import HOUR_NS, MINUTE_NS, batched
 from memplan.store.upsert import insert_new, replace_rows
 
-__all__ = ["begin", "erased", "hold_off", "is_there", "pending", "step"]
+__all__ = ["AT_ONCE", "Kind", "begin", "erased", "hold_off", "is_there", "pending", "step"]
+
+Kind = Literal["blocks", "minutes", "series"]
+
+AT_ONCE: Mapping[Kind, int] = {"blocks": 64, "minutes": 256, "series": 512}
+"""A part of each kind where nobody waits."""
 
 _LOCK_KEY = 0x6D706572
 """PostgreSQL's advisory lock of whoever deletes runs."""
@@ -59,31 +65,34 @@ def begin(connection: sqlalchemy.Connection, run_id: str) -> None:
         connection.execute(delete(table).where(table.c.run_id == run_id))
 
 
-def step(connection: sqlalchemy.Connection, run_id: str, size: int = 16) -> bool:
-    """Delete one part of what is left of a run; tell whether there may be more.
+def step(
+    connection: sqlalchemy.Connection, run_id: str, sizes: Mapping[Kind, int] = AT_ONCE
+) -> Kind | None:
+    """Delete one part of what is left of a run; return of which kind, None when nothing is left.
 
     Args:
         connection: the writer's, in a transaction.
         run_id: a run for which `begin` was called.
-        size: blocks, hours or some dozens of series in one part.
+        sizes: how many of each kind make one part.
     """
     m = tables.meta.c
     state = connection.execute(select(m.value).where(m.key == _MARK + run_id)).scalar()
     if state is None or state == _DONE:
-        return False
-    if _drop_blocks(connection, run_id, size):
-        return True
-    state = _drop_rollups(connection, run_id, state, size)
-    if state == _DONE and _drop_series(connection, run_id, 32 * size):
-        state = str(2**31)  # behind the last hour
-    replace_rows(connection, tables.meta, [{"key": _MARK + run_id, "value": state}])
-    return state != _DONE
+        return None
+    if _drop_blocks(connection, run_id, sizes["blocks"]):
+        return "blocks"
+    after = _drop_minutes(connection, run_id, state, sizes["minutes"])
+    if after is None and not _drop_series(connection, run_id, sizes["series"]):
+        after = _DONE
+    if after is not None:
+        replace_rows(connection, tables.meta, [{"key": _MARK + run_id, "value": after}])
+    return "series" if after in (None, _DONE) else "minutes"
 
 
 def pending(connection: sqlalchemy.Connection) -> str | None:
     """Return a run of which something is left."""
     m = tables.meta.c
-    query = select(m.key).where(m.key >= _MARK, m.key < _MARK + "\x7f", m.value != _DONE)
+    query = select(m.key).where(m.key.startswith(_MARK, autoescape=True), m.value != _DONE)
     found = connection.execute(query.limit(1)).scalar()
     return None if found is None else str(found).removeprefix(_MARK)
 
@@ -113,36 +122,57 @@ def _drop_blocks(connection: sqlalchemy.Connection, run_id: str, size: int) -> b
     return bool(rows)
 
 
-def _drop_rollups(connection: sqlalchemy.Connection, run_id: str, state: str, size: int) -> str:
-    """Delete some hours of roll-ups; return from which hour on there may be more."""
+def _drop_minutes(
+    connection: sqlalchemy.Connection, run_id: str, state: str, size: int
+) -> str | None:
+    """Delete some minutes of roll-ups, and their hours; return the next one, None behind the last.
+
+    By time and not by series, as what is of one time lies together.
+    """
     p, s = tables.peak.c, tables.series.c
     of_run = sqlalchemy.and_(s.host_id == p.host_id, s.id == p.series_id, s.run_id == run_id)
     span = select(func.min(p.first_t_ns), func.max(p.last_t_ns))
     first_ns, last_ns = connection.execute(span.join(tables.series, of_run)).one()
     if first_ns is None:
-        return _DONE
-    h = tables.rollup_1h.c
-    begin = int(state) if state else first_ns // HOUR_NS
-    there = select(func.min(h.period)).where(h.host_id.in_(_hosts(connection)), h.period >= begin)
-    begin = connection.execute(there).scalar()  # a clock that was wrong leaves years of nothing
-    end = last_ns // HOUR_NS + 1
-    if begin is None or begin >= end:
-        return _DONE
+        return None
+    hosts, each = _hosts(connection), HOUR_NS // MINUTE_NS
+    begin, end = int(state) if state else first_ns // HOUR_NS * each, last_ns // MINUTE_NS + 1
+    found = _next_minute(connection, hosts, begin, each)
+    if found is None or found >= end:
+        return None
+    begin = found
     end = min(begin + size, end)
-    for host_id in _hosts(connection):
+    periods = {
+        tables.rollup_1m: range(begin, end),
+        tables.rollup_1h: range(begin // each, (end - 1) // each + 1),
+    }
+    for host_id in hosts:
         query = select(s.id).where(s.host_id == host_id, s.run_id == run_id)
         for ids in batched(list(connection.execute(query).scalars()), _LOOKED_UP):
-            for table, period_ns in ROLLUPS:
-                each = HOUR_NS // period_ns
-                periods = queries.among(range(begin * each, end * each))
+            for table, those in periods.items():
                 connection.execute(
                     delete(table).where(
                         table.c.host_id == host_id,
-                        text(f"period IN {periods}"),
+                        text(f"period IN {queries.among(those)}"),
                         text(f"series_id IN {queries.among(ids)}"),
                     )
                 )
     return str(end)
+
+
+def _next_minute(
+    connection: sqlalchemy.Connection, hosts: list[int], begin: int, each: int
+) -> int | None:
+    """Return the next minute of which anybody has roll-ups: a wrong clock leaves years of none."""
+    m, h = tables.rollup_1m.c, tables.rollup_1h.c
+    minutes = select(func.min(m.period)).where(m.host_id.in_(hosts), m.period >= begin)
+    hours = select(func.min(h.period)).where(h.host_id.in_(hosts), h.period >= -(-begin // each))
+    found = connection.execute(minutes).scalar()
+    hour = connection.execute(hours).scalar()
+    return min(
+        (at for at in (found, None if hour is None else hour * each) if at is not None),
+        default=None,
+    )
 
 
 def _drop_series(connection: sqlalchemy.Connection, run_id: str, size: int) -> bool:

@@ -60,7 +60,8 @@ class Retention:
         self._begin = begin
         self._host_id = host_id
         self._policy = policy
-        self._blocks, self._periods, self._parts = 1, 1, 1
+        self._blocks, self._periods = 1, 1
+        self._parts: dict[erase.Kind, int] = {"blocks": 1, "minutes": 1, "series": 8}
         self._step = 0
         self.longest_s = 0.0
         """Longest transaction so far."""
@@ -102,8 +103,9 @@ class Retention:
             run_id = erase.pending(connection)
             if run_id is None:
                 return False
-            erase.step(connection, run_id, self._parts)
-        self._parts = self._adapt(self._parts, self._stop())
+            kind = erase.step(connection, run_id, self._parts)
+        if kind is not None:
+            self._parts[kind] = self._adapt(self._parts[kind], self._stop())
         return True
 
     def _drop_blocks(self, which: sqlalchemy.ColumnElement[bool]) -> bool:
