@@ -29,7 +29,7 @@ sweep: $(STAMP) ## Hold every causal language model of transformers against the 
 	$(BIN)/python -m pytest -n 2 -m sweep
 
 faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -n 2 -m faults
 
 $(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/bare.txt
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memplan_daemon.budget import CpuBudget
-from memplan_daemon.clock import NS, Clock
+from memplan_daemon.clock import NS, Clock, ClockWatch
 from memplan_daemon.collectors.base import Collector, Event, Gap, Pace, Reading, Watch
 from memplan_daemon.eventlog import EventLog
 from memplan_daemon.proc import ProcFolder
@@ -145,6 +145,7 @@ class Sampler:
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
         self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
         self._last_t_ns = 0
+        self._clock_watch = ClockWatch(clock)
 
     def set_interval(self, interval_s: float) -> None:
         """Take another interval from the next tick on. Raises UsageError as the constructor."""
@@ -190,6 +191,14 @@ class Sampler:
         if isinstance(group, Tree):
             group.join(pid)
             self._table.expire()
+
+    def run_of(self, pid: int) -> str | None:
+        """Return the run that a process belongs to, itself or by those that it comes from."""
+        for ancestor in self._proc.line(pid):
+            for run_id, group in self._groups.items():
+                if ancestor in group.members:
+                    return run_id
+        return None
 
     def owner(self, run_id: str) -> int | None:
         """Return the user whose processes a run is made of; None when that is not known."""
@@ -283,6 +292,9 @@ class Sampler:
     def _stamp(self) -> int:
         """Return the wall clock, moved on by 1 ns where it stood still since the last tick."""
         wall = self._clock.wall_ns()
+        if moved := self._clock_watch.moved_ns(wall):
+            text = f"the wall clock moved by {moved / NS:+.1f} s (it was set, or the machine slept)"
+            self.events.keep(Event("host", "host.clock", round(moved / NS), text), None, wall)
         self._last_t_ns = wall + 1 if wall == self._last_t_ns else wall
         return self._last_t_ns
 

@@ -164,7 +164,11 @@ class PrometheusExporter:
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="memplan-prometheus", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._server.server_close()
+            raise
         _log.info("answering scrapes at http://%s:%d/metrics", address[0], self.port)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 __all__ = ["main"]
@@ -37,7 +38,9 @@ def main(name: str, descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as peer, peer.makefile("rwb") as stream:
         for line in stream:
             request = json.loads(line)
+            begun_ns = time.monotonic_ns()
             reply = {"id": request["id"], **backend.read(frozenset(request["groups"]))}
+            reply["took_ns"] = time.monotonic_ns() - begun_ns
             stream.write(json.dumps(reply, separators=(",", ":")).encode() + b"\n")
             stream.flush()
 

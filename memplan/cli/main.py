@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("memplan.cli.trace:trace", "Who eats the memory: phases and largest shares."),
     "run": ("memplan.cli.run:run", "Run a command under the sampler; plan versus measurement."),
     "validate": ("memplan.cli.validate:validate", "The planner held against real measurements."),
-    "runs": ("memplan.cli.runs:runs", "List what was measured."),
+    "runs": ("memplan.cli.runs:runs", "List what was measured, or delete it."),
     "show": ("memplan.cli.runs:show", "One run: phases and peaks."),
     "compare": ("memplan.cli.runs:compare", "One run beside its plan, part by part."),
     "report": ("memplan.cli.report:report", "One run beside its plan as one HTML page."),

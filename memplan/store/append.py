@@ -24,7 +24,7 @@ from memplan.types import Sample, Series
 
 __all__ = ["BLOCK_INSTANTS", "HOUR_NS", "MINUTE_NS", "SampleLog"]
 
-BLOCK_INSTANTS = 60
+BLOCK_INSTANTS = 120
 """Instants of a run that make a block."""
 
 BLOCK_BYTES = 1024**2
@@ -113,6 +113,12 @@ class SampleLog:
             "crc": codec.checksum(data, frame.seqs[0], n),
             "data": data,
         }
+
+    def forget(self, run_id: str) -> None:
+        """Forget a run that was deleted: its numbers must not be used again."""
+        self._waiting.pop(run_id, None)
+        for series in [series for series in self._series if series.run_id == run_id]:
+            del self._series[series]
 
     def due(self) -> list[str]:
         """Return the runs whose ticks are enough for a block."""

@@ -116,6 +116,13 @@ class Writer(Protocol):
         """
         ...
 
+    def delete_run(self, run_id: str) -> bool:
+        """Delete a run with all that belongs to it; tell whether to call again for the rest.
+
+        Raises NotStoredError when there is no such run, UsageError while it is running.
+        """
+        ...
+
     def flush(self) -> None:
         """Commit what was staged. Raises StoreError when the store refuses; nothing is lost."""
         ...

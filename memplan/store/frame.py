@@ -19,6 +19,7 @@ __all__ = [
     "MINUTE_NS",
     "Column",
     "Frame",
+    "Row",
     "Summary",
     "merge",
     "summarize",
@@ -26,6 +27,10 @@ __all__ = [
 ]
 
 MINUTE_NS, HOUR_NS = 60 * 10**9, 3600 * 10**9
+
+
+Row = tuple[int, int, int, int, int, float, int]
+"""(series id, n, low, high, time of the highest, total, last): what was summarised."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +109,7 @@ class Frame:
     """Its wall clock in nanoseconds; may jump."""
     columns: dict[int, Column] = field(default_factory=dict)
     """Series id -> values."""
+    _rows: list[Row] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, readings: Iterable[tuple[int, int, int]], first_seq: int) -> Frame:
@@ -141,6 +147,18 @@ class Frame:
         if column.index is None:
             return self.times
         return [self.times[i] for i in column.index]
+
+    def rows(self) -> list[Row]:
+        """Return each column summarised; made once, for frames that do not change any more."""
+        if self._rows is None:
+            self._rows = []
+            for series, column in self.columns.items():
+                times, values = self.column_times(column), column.values
+                high = max(values)
+                t_ns = times[values.index(high)]
+                row = (series, len(values), min(values), high, t_ns, sum(values), values[-1])
+                self._rows.append(row)
+        return self._rows
 
     def append(self, other: Frame) -> None:
         """Put the instants of another frame behind these."""

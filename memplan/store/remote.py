@@ -255,6 +255,10 @@ class RemoteWriter:
         """Insert a run, or replace the stored one with the same id."""
         self._client.request("save_run", run=to_dict(run))
 
+    def delete_run(self, run_id: str) -> bool:
+        """Delete a run with all that belongs to it; tell whether to call again for the rest."""
+        return bool(self._client.request("delete_run", run_id=run_id))
+
     def save_phases(self, phases: Sequence[Phase]) -> None:
         """Insert phases; one with the same run, pid, name and start replaces the stored one."""
         self._client.request("save_phases", phases=to_dict(list(phases)))

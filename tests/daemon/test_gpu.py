@@ -176,11 +176,22 @@ def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
 
 def test_a_driver_that_was_loaded_anew_is_read_on_with_new_handles(gpus, nvml):
     """Old handles answer "invalid argument": no tick is lost, no probe restarted."""
-    gpus.host()
-    nvml.generation = 1
+    nvml.gpus[0].fields["mig"] = 1
+    nvml.gpus[0].mig = [FakeGpu(uuid="MIG-1", used=100, fields={"gi": 1, "ci": 0})]
+    nvml.gpus[0].compute = {10: 5}
     nvml.write()
-    assert gpus.host()["gpu:GPU-a", "used_bytes"] == 600
+    before = gpus.host()
+    for generation in (1, 2):
+        nvml.generation = generation
+        nvml.write()
+        after = gpus.host()
+        for uuid, used in (("GPU-a", 600), ("GPU-b", 10), ("MIG-1", 100)):
+            assert after[f"gpu:{uuid}", "used_bytes"] == used
+        fast = {key for key in before if key[1] in ("used_bytes", "total_bytes")}
+        assert fast <= after.keys()
+        assert gpus.run(10)["gpu:GPU-a/tree", "used_bytes"] == 5
     assert gpus.collector.probe.restarts == 0
+    assert set(gpus.collector.states.values()) == {"ok"}
 
 
 def test_fewer_gpus_in_another_order_keep_their_names(gpus, nvml):
@@ -232,6 +243,26 @@ def test_an_xid_is_told_once_with_its_time(gpus, nvml, code):
     assert gpus.events() == gpus.events() == []
     nvml.ecc("GPU-b")
     assert gpus.events() == [("gpu:GPU-b", "gpu.ecc_double", 0)]
+
+
+def test_an_error_leaves_no_state_behind_once_the_device_is_back(gpus, nvml):
+    """XID 79: it fell off the bus; told once, and after a reset it is as any other."""
+    before = gpus.host()
+    nvml.faults = [Fault(function="*", uuid="GPU-a", error=15)]
+    nvml.xid("GPU-a", 79)
+    told = gpus.events()
+    assert ("gpu:GPU-a", "gpu.state", STATES.index("lost")) in told
+    assert gpus.collector.states["GPU-a"] == "lost"
+    nvml.faults = []
+    nvml.generation = 1
+    nvml.write()
+    told += gpus.events()
+    assert told[-1] == ("gpu:GPU-a", "gpu.state", 0)
+    assert gpus.events() == []
+    assert gpus.collector.states["GPU-a"] == "ok"
+    for key, value in gpus.host().items():
+        assert before[key] == value
+    assert "xid" not in str(gpus.gaps())
 
 
 def test_an_event_set_that_is_lost_is_made_anew(gpus, nvml):
@@ -351,6 +382,17 @@ def test_a_driver_that_stays_stuck_does_not_collect_probes(hasty, nvml, monkeypa
     time.sleep(0.2)
     hasty.host()
     assert hasty.collector.probe.abandoned == 0
+
+
+def test_after_a_slow_start_readings_are_of_their_own_tick(gpus, nvml):
+    """The first answer comes a tick late; the next ones do not, and no group was left out."""
+    gpus.collector._wait_s = 0.0001
+    ticking(gpus, lambda: gpus.collector.states, 30)
+    gpus.collector._wait_s = 5.0
+    for used in (5, 6, 7):
+        nvml.gpus[0].used = used
+        nvml.write()
+        assert gpus.host()["gpu:GPU-a", "used_bytes"] == used
 
 
 def test_amd_devices_are_read_by_their_own_library(tmp_path, monkeypatch):
