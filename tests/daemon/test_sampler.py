@@ -192,7 +192,7 @@ def test_what_waits_at_the_end_is_counted_as_dropped(clock, writer):
 
 
 def test_a_watch_ends_with_its_tree(clock, writer, proc):
-    """After the last process ended there are no more samples and the run is not watched."""
+    """After the last process ended it has a final row; no more samples, and no run is watched."""
     proc.add(10, rss=1000)
     sampler = make(clock, writer, ProcessCollector(clock), proc=proc, host=None)
     sampler.watch(10, "r-1")
@@ -201,7 +201,14 @@ def test_a_watch_ends_with_its_tree(clock, writer, proc):
     proc.remove(10)
     sampler.tick()
     assert sampler.watched == {}
-    assert len(writer.batches) == 1
+    assert len(writer.batches) == 2
+    assert {s.series.metric: s.value for s in writer.batches[1]} == {
+        "final_rss_bytes": 1000 * KIB,
+        "final_hwm_bytes": 1000 * KIB,
+    }
+    sampler.tick()
+    assert len(writer.batches) == 2
+    assert sampler._series.keys() <= {None}
 
 
 def test_a_process_that_is_not_there_cannot_be_watched(clock, writer, proc):
