@@ -242,6 +242,11 @@ class Sampler:
             _log.info("the store takes samples again")
             self.store_error, self.store_gone = "", False
 
+    @property
+    def dropped(self) -> int:
+        """Samples given up so far: here, and by a store that kept them back for too long."""
+        return self.counts.samples_dropped + int(getattr(self.writer, "dropped", 0))
+
     def close(self) -> None:
         """Let go of all processes; what still waits is counted as dropped."""
         for run_id in list(self._groups):

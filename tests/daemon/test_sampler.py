@@ -182,6 +182,14 @@ def test_a_long_backlog_goes_in_parts_of_whole_ticks(clock, writer):
     assert max(map(len, writer.batches)) <= BATCH_SAMPLES
 
 
+def test_what_the_store_itself_gave_up_is_counted_too(clock, writer):
+    """Its ring is not endless."""
+    sampler = make(clock, writer, Constant())
+    writer.dropped = 7
+    sampler.counts.samples_dropped = 1
+    assert sampler.dropped == 8
+
+
 def test_what_waits_at_the_end_is_counted_as_dropped(clock, writer):
     """Nobody is told that all is well."""
     sampler = make(clock, writer, Constant())
