@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock
@@ -17,6 +18,7 @@ from memplan_daemon.tree import Group, ProcessTable, Tree
 
 from memplan.errors import DaemonError, StoreError, UsageError
 from memplan.store.base import Writer
+from memplan.store.batch import Instant, Instants
 from memplan.types import Sample, Series
 
 __all__ = ["BUFFER_S", "Counts", "Paces", "Sampler"]
@@ -33,6 +35,12 @@ SHORTEST_INTERVAL_S = 0.01
 
 _MOST_SERIES = 20_000
 """Series objects kept per run; processes that come and go would make ever more."""
+
+_MOST_LAYOUTS = 16
+"""Sets of series kept per run: there is one for each pace, until a process comes or goes."""
+
+Found = Sequence[Reading | Gap | Event]
+"""What one collector has found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +74,17 @@ class _Tick:
     """The samples of one tick on their way to the store."""
 
     monotonic_ns: int
-    samples: list[Sample]
+    samples: Instants
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found for one run in the last tick, and what became of it."""
+
+    groups: list[Found] | None
+    """What each collector found; None = nothing that may be taken for found again."""
+    series: tuple[Series, ...]
+    values: list[int]
 
 
 class Sampler:
@@ -74,7 +92,8 @@ class Sampler:
 
     A collector that fails is logged once and left out until it works again. When the store
     refuses (disk full) or is gone, samples wait in memory, BUFFER_S long at most, and are offered
-    again at every tick. Series objects are kept, so that a tick makes no new ones.
+    again at every tick. Series objects are kept, and so is the tuple of those that a tick has: what
+    is found again costs no new objects.
     """
 
     def __init__(
@@ -138,10 +157,12 @@ class Sampler:
         self._paces = paces or Paces()
         self._groups: dict[str, Group] = {}
         self._series: dict[str | None, dict[tuple[str, str], Series]] = {}
+        self._layouts: dict[str | None, dict[tuple[tuple[str, str], ...], tuple[Series, ...]]] = {}
+        self._known: dict[str | None, _Known] = {}
         self._failing: set[int] = set()
         self._buffer: deque[_Tick] = deque()
-        self._extra: list[Sample] = []
-        self._extra_found: list[tuple[str | None, Reading | Gap]] = []
+        self._extra: list[Instant] = []
+        self._extra_found: list[tuple[str | None, Found]] = []
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
         self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
         self._last_t_ns = 0
@@ -181,7 +202,8 @@ class Sampler:
         group = self._groups.pop(run_id, None)
         if group is not None:
             group.close()
-        self._series.pop(run_id, None)
+        for kept in (self._series, self._layouts, self._known):
+            kept.pop(run_id, None)
         self.quiet.discard(run_id)
 
     def join(self, pid: int, run_id: str) -> None:
@@ -198,11 +220,10 @@ class Sampler:
 
     def add(self, run_id: str | None, t_ns: int, readings: list[Reading]) -> None:
         """Take readings from elsewhere (an agent) into the next tick's batch."""
-        self._extra_found += [(run_id, reading) for reading in readings]
-        self._extra += [
-            Sample(series=self._one(run_id, r.entity, r.metric), t_ns=t_ns, value=r.value)
-            for r in readings
-        ]
+        if readings:
+            self._extra_found.append((run_id, readings))
+            values = [reading.value for reading in readings]
+            self._extra.append(Instant(t_ns, self._layout(run_id, readings), values))
 
     def note(self, event: Event, run_id: str | None = None) -> None:
         """Take an event from elsewhere: stored in the next tick's batch, logged, kept."""
@@ -220,19 +241,19 @@ class Sampler:
         due = self._due(now)
         self.counts.ticks += 1
         found, self._extra_found = self._extra_found, []
-        samples, self._extra = self._extra, []
+        instants, self._extra = self._extra, []
         for watch in self._watches(now, due):
-            self._collect(watch, t_ns, samples, found)
+            instants += self._collect(watch, t_ns, found)
         runs = {run_id: _info(group) for run_id, group in self._groups.items()}
         self.board.publish(t_ns=t_ns, tick=self.counts.ticks, due=due, found=found, runs=runs)
-        self.offer(samples)
+        self.offer(Instants(instants))
         if self.budget is not None:
             self.budget.update()
 
-    def offer(self, samples: list[Sample]) -> None:
+    def offer(self, samples: Sequence[Sample]) -> None:
         """Put samples behind those that wait, and write as many as the store takes."""
         if samples:
-            self._buffer.append(_Tick(self._clock.monotonic_ns(), samples))
+            self._buffer.append(_Tick(self._clock.monotonic_ns(), Instants.of(samples)))
         try:
             self.events.save(self.writer)
             self._flush()
@@ -317,24 +338,38 @@ class Sampler:
         return watches
 
     def _collect(
-        self,
-        watch: Watch,
-        t_ns: int,
-        samples: list[Sample],
-        found: list[tuple[str | None, Reading | Gap]],
-    ) -> None:
-        known = self._series.setdefault(watch.run_id, {})
-        for index, collector in enumerate(self._collectors):
-            for item in self._readings(index, collector, watch):
-                if isinstance(item, Event):
-                    self.events.keep(item, watch.run_id, t_ns)
-                    continue
-                found.append((watch.run_id, item))
-                if isinstance(item, Reading):
-                    series = known.get((item.entity, item.metric))
-                    if series is None:
-                        series = self._one(watch.run_id, item.entity, item.metric)
-                    samples.append(Sample(series=series, t_ns=t_ns, value=item.value))
+        self, watch: Watch, t_ns: int, found: list[tuple[str | None, Found]]
+    ) -> Iterator[Instant]:
+        """Ask every collector about a run, or the host, and yield the samples."""
+        readings = (self._readings(i, one, watch) for i, one in enumerate(self._collectors))
+        groups = [items for items in readings if items]
+        found += [(watch.run_id, items) for items in groups]
+        known = self._known.get(watch.run_id)
+        if known is None or known.groups != groups:
+            known = self._known[watch.run_id] = self._sorted_out(watch.run_id, t_ns, groups)
+        if known.values:
+            yield Instant(t_ns, known.series, known.values)
+
+    def _sorted_out(self, run_id: str | None, t_ns: int, groups: list[Found]) -> _Known:
+        items = [item for group in groups for item in group]
+        readings = [item for item in items if isinstance(item, Reading)]
+        events = [item for item in items if isinstance(item, Event)]
+        for event in events:
+            self.events.keep(event, run_id, t_ns)
+        series = self._layout(run_id, readings)
+        values = [reading.value for reading in readings]
+        return _Known(None if events else groups, series, values)
+
+    def _layout(self, run_id: str | None, readings: Sequence[Reading]) -> tuple[Series, ...]:
+        """Return the series of readings: the same tuple for the same ones."""
+        layouts = self._layouts.setdefault(run_id, {})
+        key = tuple((reading.entity, reading.metric) for reading in readings)
+        series = layouts.get(key)
+        if series is None:
+            if len(layouts) >= _MOST_LAYOUTS:
+                layouts.clear()
+            series = layouts[key] = tuple(self._one(run_id, *names) for names in key)
+        return series
 
     def _one(self, run_id: str | None, entity: str, metric: str) -> Series:
         """Return the one object of a series; its equals would be compared field by field."""
@@ -347,11 +382,10 @@ class Sampler:
             known[entity, metric] = series
         return series
 
-    def _readings(
-        self, index: int, collector: Collector, watch: Watch
-    ) -> list[Reading | Gap | Event]:
+    def _readings(self, index: int, collector: Collector, watch: Watch) -> Found:
         try:
-            readings = list(collector.collect(watch))
+            found = collector.collect(watch)
+            readings = found if isinstance(found, list) else list(found)
         except Exception:  # noqa: BLE001 - whatever it is, the other collectors go on
             if index not in self._failing:
                 _log.exception("%s failed and is left out", type(collector).__name__)
@@ -362,16 +396,17 @@ class Sampler:
 
     def _flush(self) -> None:
         while self._buffer:
-            count = 0
-            batch: list[Sample] = []
+            count = size = 0
             for tick in self._buffer:
-                if batch and len(batch) + len(tick.samples) > BATCH_SAMPLES:
+                if count and size + len(tick.samples) > BATCH_SAMPLES:
                     break
-                batch += tick.samples
+                size += len(tick.samples)
                 count += 1
+            ticks = list(islice(self._buffer, count))
+            batch = Instants(instant for tick in ticks for instant in tick.samples.instants)
             write = self.writer.stage_samples if self._staged else self.writer.write_samples
             write(batch)
-            self.counts.samples_written += len(batch)
+            self.counts.samples_written += size
             for _ in range(count):
                 self._buffer.popleft()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from memplan_daemon.collectors.base import Gap, Reading
+from memplan_daemon.collectors.base import Event, Gap, Reading
 
 __all__ = ["Board", "Key", "RunInfo", "Snapshot"]
 
@@ -45,10 +45,21 @@ class Snapshot:
     """The runs that are watched."""
 
 
-@dataclass(frozen=True, slots=True)
+Found = Sequence[tuple[str | None, Sequence[Reading | Gap | Event]]]
+"""What the collectors have found in one tick, run by run."""
+
+
+@dataclass(slots=True)
 class _Layer:
-    readings: tuple[tuple[str | None, Reading], ...]
-    gaps: tuple[tuple[str | None, Gap], ...]
+    """One tick, looked through when somebody asks."""
+
+    found: Found
+
+    def of(self, kind: type[_Item]) -> Iterator[tuple[str | None, _Item]]:
+        for run, items in self.found:
+            for item in items:
+                if isinstance(item, kind):
+                    yield run, item
 
 
 class Board:
@@ -59,7 +70,7 @@ class Board:
 
     def __init__(self) -> None:
         """Begin empty."""
-        empty = _Layer((), ())
+        empty = _Layer(())
         self._state = (0, 0, empty, empty, empty, dict[str, RunInfo]())
         self._cached = Snapshot()
 
@@ -69,7 +80,7 @@ class Board:
         t_ns: int,
         tick: int,
         due: Iterable[str],
-        found: list[tuple[str | None, Reading | Gap]],
+        found: Found,
         runs: dict[str, RunInfo],
     ) -> None:
         """Put a tick up.
@@ -78,13 +89,10 @@ class Board:
             t_ns: when.
             tick: its number, from 1.
             due: slower paces that it contains.
-            found: readings and gaps with the run they belong to.
+            found: readings and gaps with the run they belong to; none of it changes any more.
             runs: what is watched.
         """
-        layer = _Layer(
-            tuple((run, item) for run, item in found if isinstance(item, Reading)),
-            tuple((run, item) for run, item in found if isinstance(item, Gap)),
-        )
+        layer = _Layer(found)
         _, _, _, medium, rare, _ = self._state
         medium = layer if "medium" in due else medium
         rare = layer if "rare" in due else rare
@@ -94,13 +102,14 @@ class Board:
         """Return the newest state; the same object as long as nothing is newer."""
         t_ns, tick, fast, medium, rare, runs = self._state
         if self._cached.tick != tick:
-            fresh = {(run, item.entity) for run, item in fast.readings}
+            newest = list(fast.of(Reading))
+            fresh = {(run, item.entity) for run, item in newest}
             layers = (
-                *_alive(rare.readings, fresh, runs),
-                *_alive(medium.readings, fresh, runs),
-                *fast.readings,
+                *_alive(rare.of(Reading), fresh, runs),
+                *_alive(medium.of(Reading), fresh, runs),
+                *newest,
             )
-            gaps = (*_alive(medium.gaps, fresh, runs), *fast.gaps)
+            gaps = (*_alive(medium.of(Gap), fresh, runs), *fast.of(Gap))
             values = {(run, r.entity, r.metric): r.value for run, r in layers}
             missing = {(run, g.entity, g.metric): g.state for run, g in gaps}
             self._cached = Snapshot(

@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from memplan_daemon.clock import NS, Clock
+from memplan_daemon.probe.fields import Entry, whole
 
 __all__ = ["DEADLINE_S", "Probe", "cpu_ns"]
 
@@ -40,7 +42,10 @@ class _Child:
     peer: socket.socket
     data: bytearray
     asked_ns: int | None = None
+    groups: tuple[str, ...] = ()
     answered: bool = False
+    last: dict[tuple[str, ...], Sequence[Entry]] = field(default_factory=dict)
+    """The devices of the last answer, by what was asked."""
 
 
 class Probe:
@@ -140,7 +145,7 @@ class Probe:
         except OSError:
             self.stop()
             return
-        self._child.asked_ns = self._clock.monotonic_ns()
+        self._child.asked_ns, self._child.groups = self._clock.monotonic_ns(), tuple(groups)
 
     def _start(self) -> bool:
         if self._clock.monotonic_ns() < self._retry_ns or self.abandoned >= MOST_ABANDONED:
@@ -189,12 +194,14 @@ class Probe:
         try:
             answer = json.loads(line)
             usable = answer["id"] == self._number and isinstance(answer["gpus"], list)
+            answer["gpus"] = whole(child.last.get(child.groups, ()), answer["gpus"])
         except (ValueError, KeyError, TypeError):
             usable = False
         if not usable:
             self.stop()
             return None
         self.late, self._pause_s, child.answered = False, 0.0, True
+        child.last[child.groups] = answer["gpus"]
         return dict(answer)
 
     def _missed_deadline(self) -> bool:

@@ -12,7 +12,9 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import accumulate, pairwise
+from operator import or_, sub
 
 from memplan.errors import StoreDamagedError
 
@@ -121,10 +123,8 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
         values: at least one.
         index: positions of the values among the block's instants; None = all of them.
     """
-    deltas = [b - a for a, b in pairwise(values)]
-    together = 0
-    for delta in deltas:
-        together |= delta
+    deltas = list(map(sub, values[1:], values))
+    together = reduce(or_, deltas, 0)
     shift = (together & -together).bit_length() - 1 if together else 0
     stream = [shift, values[0]]
     stream += [delta >> shift for delta in deltas] if shift else deltas

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from sqlalchemy import delete, func, select
 from memplan.errors import StoreError
 from memplan.serialize import dumps, loads
 from memplan.store import outbox, tables
+from memplan.store.batch import Instant, Instants
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
 from memplan.store.identity import host_identity
@@ -91,7 +91,8 @@ class LocalWriter:
         self._flush_s = flush_s
         self._outbox_bytes = outbox_bytes
         self._now_ns, self._monotonic_s = now_ns, monotonic_s
-        self._staged: deque[Sample] = deque()
+        self._staged: deque[Instant] = deque()
+        self._staged_samples = 0
         self._partitions = Partitions()
         self.dropped = 0
         """Staged samples that were given up because the store refused them for too long."""
@@ -280,27 +281,43 @@ class LocalWriter:
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
-        while len(self._staged) > PART_SAMPLES:  # a long ring goes in parts, and fails early
-            part = list(islice(self._staged, PART_SAMPLES))
+        while self._staged_samples > PART_SAMPLES:  # a long ring goes in parts, and fails early
+            part = self._oldest(PART_SAMPLES)
             self._append(part)
-            for _ in part:
-                self._staged.popleft()
-        batch = [*self._staged, *samples]
+            self._forget(len(part))
+        batch = [*self._staged, *Instants.of(samples).instants]
         if batch:
             self._append(batch)
-            self._staged.clear()
+            self._forget(len(self._staged))
             self._flushed_s = self._monotonic_s()
             self._after_write()
 
-    def _append(self, samples: list[Sample]) -> None:
-        self._core.write(lambda connection: self._core.log.append(connection, samples))
+    def _oldest(self, most: int) -> list[Instant]:
+        """Return the oldest staged instants: so many samples, but at least one instant."""
+        found: list[Instant] = []
+        for instant in self._staged:
+            most -= len(instant.values)
+            if found and most < 0:
+                break
+            found.append(instant)
+        return found
+
+    def _forget(self, instants: int) -> int:
+        """Drop the oldest staged instants and return how many samples they were."""
+        samples = sum(len(self._staged.popleft().values) for _ in range(instants))
+        self._staged_samples -= samples
+        return samples
+
+    def _append(self, batch: list[Instant]) -> None:
+        self._core.write(lambda connection: self._core.log.append(connection, batch))
 
     def stage_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch that may wait in memory, flush_s long; never raises StoreError."""
-        self._staged.extend(samples)
-        while len(self._staged) > RING_SAMPLES:
-            self._staged.popleft()
-            self.dropped += 1
+        batch = Instants.of(samples)
+        self._staged.extend(batch.instants)
+        self._staged_samples += len(batch)
+        while self._staged_samples > RING_SAMPLES:
+            self.dropped += self._forget(1)
         if self._monotonic_s() - self._flushed_s >= self._flush_s:
             with contextlib.suppress(StoreError):  # `degraded` tells it; the ring keeps them
                 self.flush()

@@ -145,9 +145,9 @@ def test_a_process_without_a_number_is_a_gap_and_no_zero(gpus, nvml):
 
 
 def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
-    """The library asks for the size first; whoever starts in between makes the answer too long."""
-    nvml.gpus[0].compute = dict.fromkeys(range(100, 150), 1)
-    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=48)]
+    """The room is as large as the list was said to be; more start in between, again and again."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 2100), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=1990)]
     nvml.write()
     gpus.host()
     assert gpus.run(100) == {}
@@ -156,6 +156,16 @@ def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
     nvml.write()
     gpus.host()
     assert gpus.run(100)["gpu:GPU-a/tree", "used_bytes"] == 1
+
+
+@pytest.mark.parametrize("grow", [0, 48])
+def test_a_list_that_is_longer_than_expected_is_read_whole(gpus, nvml, grow):
+    """Also when some start between the call that finds too little room and the next one."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 400), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=grow)]
+    nvml.write()
+    gpus.host()
+    assert gpus.run(*range(100, 400))["gpu:GPU-a/tree", "used_bytes"] == 300
 
 
 def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
