@@ -384,8 +384,7 @@ class Sampler:
 
     def _readings(self, index: int, collector: Collector, watch: Watch) -> Found:
         try:
-            found = collector.collect(watch)
-            readings = found if isinstance(found, list) else list(found)
+            readings = list(collector.collect(watch))
         except Exception:  # noqa: BLE001 - whatever it is, the other collectors go on
             if index not in self._failing:
                 _log.exception("%s failed and is left out", type(collector).__name__)

@@ -94,8 +94,5 @@ class Collector(Protocol):
     """Reads one kind of thing."""
 
     def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
-        """Return what can be read now; what is missing or denied is left out, never 0.
-
-        A list that was returned never changes: one that is returned again says the same again.
-        """
+        """Return what can be read now; what is missing or denied is left out, never 0."""
         ...

@@ -154,7 +154,8 @@ class GpuCollector:
     def _refresh(self, watch: Watch) -> None:
         """Ask once in a tick, for all its watches."""
         self._readings = []
-        self._runs = {run: state for run, state in self._runs.items() if state.tick >= watch.tick - 1}
+        recent = watch.tick - 1
+        self._runs = {run: state for run, state in self._runs.items() if state.tick >= recent}
         for gpu in self._gpus.values():
             gpu.fresh = False
         if self._clock.monotonic_ns() < self._retry_ns:

@@ -126,7 +126,8 @@ class ProcessCollector:
         """Return readings of processes that were read in full, or where they have moved."""
         state.processes, state.statms = tuple(watch.members.values()), statms
         found = _read_members(state, watch.members, full=full)
-        items = list(_ended(state, {watch.members[pid].label: found[pid] for pid in found}))
+        items: list[Reading | Gap] = []
+        items += _ended(state, {watch.members[pid].label: found[pid] for pid in found})
         state.fast = []
         if not found:
             return items

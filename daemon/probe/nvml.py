@@ -237,9 +237,12 @@ class NvmlBackend:
         The room that is kept for it makes the call superfluous that asks for the size.
         """
         nvml = self._nvml
-        call = getattr(nvml.nvmlLib, f"nvmlDeviceGet{kind}RunningProcesses_v3", None)
-        code, count = _FUNCTION_NOT_FOUND, ctypes.c_uint()
-        for _ in range(_TRIES if call is not None else 0):
+        try:
+            call = getattr(nvml.nvmlLib, f"nvmlDeviceGet{kind}RunningProcesses_v3")
+        except AttributeError as error:
+            raise nvml.NVMLError(_FUNCTION_NOT_FOUND) from error
+        code, count = _INSUFFICIENT_SIZE, ctypes.c_uint()
+        for _ in range(_TRIES):
             count.value = room = len(self._room) // _PROCESS.size
             code = call(handle, ctypes.byref(count), self._room)
             if code != _INSUFFICIENT_SIZE:

@@ -44,7 +44,6 @@ ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
 _CHUNK_NUMBERS = ("n", "low", "low_t_ns", "high", "high_t_ns", "total", "last")
 _ROLLUP_NUMBERS = ("n", "low", "high", "high_t_ns", "total", "last")
 _PEAK_NUMBERS = ("n", "low", "high", "high_t_ns", "first_t_ns", "last_t_ns")
-_GETTERS = {n: attrgetter(*n) for n in (_CHUNK_NUMBERS, _ROLLUP_NUMBERS, _PEAK_NUMBERS)}
 
 
 class SampleLog:
@@ -329,7 +328,7 @@ def _total(parts: Sequence[tuple[int, Summary]]) -> Summary:
 
 
 def _numbers(summary: Summary, names: tuple[str, ...]) -> dict[str, Any]:
-    return dict(zip(names, _GETTERS[names](summary), strict=True))
+    return dict(zip(names, attrgetter(*names)(summary), strict=True))
 
 
 def _pieces(frame: Frame) -> Iterator[Frame]:
