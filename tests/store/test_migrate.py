@@ -32,7 +32,7 @@ with engine.connect() as connection, connection.begin():
     config = Config()
     config.set_main_option("script_location", "memplan_migrations:")
     config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
+    command.upgrade(config, sys.argv[2])
 engine.dispose()
 """
 
@@ -54,7 +54,7 @@ SERIES = [
 
 def make_old(database, ticks=150):
     """Make a database of the first layout, as that version wrote it; return its samples."""
-    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database)], check=True)
+    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database), "0001"], check=True)
     samples = []
     connection = sqlite3.connect(database)
     with connection:
@@ -172,6 +172,24 @@ def test_an_old_writer_that_still_runs_is_not_migrated_under(tmp_path):
         LocalWriter(database)
     lock.release()
     assert old_is_whole(database) == ("0001", len(samples))
+
+
+def test_a_new_database_is_what_all_revisions_make(tmp_path):
+    """It is made without Alembic, which takes longer to import than all the rest."""
+
+    def schema(database):
+        with closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute("SELECT type, name, sql FROM sqlite_master")
+            made = {(kind, name): " ".join((sql or "").split()) for kind, name, sql in rows}
+            return made, connection.execute("SELECT version_num FROM alembic_version").fetchall()
+
+    LocalWriter(tmp_path / "new.db").close()
+    upgraded = str(tmp_path / "upgraded.db")
+    subprocess.run([sys.executable, "-c", MAKE_OLD, upgraded, "head"], check=True)
+    assert schema(tmp_path / "new.db") == schema(upgraded)
+    made = "import sys; from memplan.store.writer import LocalWriter; LocalWriter(sys.argv[1])"
+    program = f"{made}; sys.exit('alembic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "newer.db")], check=True)
 
 
 def test_two_upgraders_at_once_leave_one_new_database(tmp_path):
