@@ -176,6 +176,7 @@ class Watches:
         self._choosers: dict[str, _Chooser] = {}
         self._runs: dict[tuple[str, str], _Run] = {}
         self._keys: dict[str, dict[int, str]] = {}
+        self._chosen: dict[str, set[int]] = {}
         self._full = False
         self._set: set[str] = set()
         self._strangers: set[int] = set()
@@ -203,6 +204,7 @@ class Watches:
         if not self._choosers:
             self._sampler.before_tick.remove(self._tick)
         self._keys.pop(text, None)
+        self._chosen.pop(text, None)
         for key in [key for key in self._runs if key[0] == text]:
             self._end(key)
 
@@ -221,7 +223,10 @@ class Watches:
             self._strangers = self._not_ours(table)
         for text, chooser in self._choosers.items():
             if listed or chooser.rule.kind == "gpu":
-                self._assign(text, chooser.choose(table) - self._strangers, table)
+                pids = chooser.choose(table) - self._strangers
+                if listed or pids != self._chosen.get(text):
+                    self._chosen[text] = pids
+                    self._assign(text, pids, table)
         if listed:
             self._book.retry()
             for key in [k for k, run in self._runs.items() if not run.pids]:

@@ -50,6 +50,10 @@ class _Member:
     """Its statm then: while that is the same, so are all readings but marks and swap."""
     values: Values
     parent: int
+    fast: list[Reading]
+    """Its readings of every tick."""
+    slower: list[Reading]
+    """The others."""
 
 
 @dataclass(slots=True)
@@ -134,13 +138,11 @@ class ProcessCollector:
         slow = self._rollups(state, watch.members, found) if full and not watch.quiet else {}
         largest = sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST]
         for pid in sorted(largest):
-            entity = f"process:{watch.members[pid].label}"
-            for metric, value in found[pid].items():
-                if metric in _FAST:
-                    state.fast.append(Reading(entity, metric, value))
-                elif "medium" in watch.due:
-                    items.append(Reading(entity, metric, value))
-            items += [Reading(entity, metric, value) for metric, value in slow.get(pid, {}).items()]
+            label = watch.members[pid].label
+            state.fast += state.members[label].fast
+            if "medium" in watch.due:
+                items += state.members[label].slower
+            items += _readings(label, slow.get(pid, {}))
         state.fast += _tree(state, found)
         if slow:
             totals = state.rollups.total(watch.members, found)
@@ -202,7 +204,7 @@ def _read_members(
     for (pid, process), statm in zip(members.items(), state.statms, strict=True):
         member = known.get(process.label)
         if full or member is None or statm is None or statm != member.statm:
-            member = _read(process, statm)
+            member = _read(process, statm, member)
             if member is None:
                 continue
         state.members[process.label] = member
@@ -217,7 +219,7 @@ def _read_members(
     return found
 
 
-def _read(process: Process, statm: bytes | None) -> _Member | None:
+def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Member | None:
     """Read one process in full; None when it is gone or has no memory of its own."""
     data = process.status()
     if data is None:
@@ -225,7 +227,21 @@ def _read(process: Process, statm: bytes | None) -> _Member | None:
     begin, end = data.find(b"\nVm"), data.find(b"\nThreads:")  # all lines that are wanted lie here
     lines = _LINE.findall(data, max(begin, 0), end if end > begin else len(data))
     values = {_STATUS[name]: int(kib) * 1024 for name, kib in lines}
-    return _Member(statm, values, _parent(data)) if "rss_bytes" in values else None
+    if "rss_bytes" not in values:
+        return None
+    parent = _parent(data)
+    if before is not None and before.values == values:
+        before.statm, before.parent = statm, parent
+        return before
+    readings = _readings(process.label, values)
+    fast = [reading for reading in readings if reading.metric in _FAST]
+    slower = [reading for reading in readings if reading.metric not in _FAST]
+    return _Member(statm, values, parent, fast, slower)
+
+
+def _readings(label: str, values: Values) -> list[Reading]:
+    entity = f"process:{label}"
+    return [Reading(entity, metric, value) for metric, value in values.items()]
 
 
 def _parent(status: bytes) -> int:
