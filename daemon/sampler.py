@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock
-from memplan_daemon.collectors.base import Collector, Event, Gap, Pace, Reading, Watch
+from memplan_daemon.collectors.base import Collector, Event, Pace, Reading, Watch
 from memplan_daemon.eventlog import EventLog
+from memplan_daemon.layouts import Found, Layouts
 from memplan_daemon.proc import ProcFolder
 from memplan_daemon.snapshot import Board, RunInfo
 from memplan_daemon.tree import Group, ProcessTable, Tree
@@ -19,7 +20,7 @@ from memplan_daemon.tree import Group, ProcessTable, Tree
 from memplan.errors import DaemonError, StoreError, UsageError
 from memplan.store.base import Writer
 from memplan.store.batch import Instant, Instants
-from memplan.types import Sample, Series
+from memplan.types import Sample
 
 __all__ = ["BUFFER_S", "Counts", "Paces", "Sampler"]
 
@@ -32,15 +33,6 @@ BATCH_SAMPLES = 20_000
 """Samples written in one transaction at most, so that a long backlog goes in parts."""
 
 SHORTEST_INTERVAL_S = 0.01
-
-_MOST_SERIES = 20_000
-"""Series objects kept per run; processes that come and go would make ever more."""
-
-_MOST_LAYOUTS = 16
-"""Sets of series kept per run: there is one for each pace, until a process comes or goes."""
-
-Found = Sequence[Reading | Gap | Event]
-"""What one collector has found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,23 +69,12 @@ class _Tick:
     samples: Instants
 
 
-@dataclass(slots=True)
-class _Known:
-    """What was found for one run in the last tick, and what became of it."""
-
-    groups: list[Found] | None
-    """What each collector found; None = nothing that may be taken for found again."""
-    series: tuple[Series, ...]
-    values: list[int]
-
-
 class Sampler:
     """Samples the host and the watched process trees, and keeps what the store cannot take yet.
 
     A collector that fails is logged once and left out until it works again. When the store
     refuses (disk full) or is gone, samples wait in memory, BUFFER_S long at most, and are offered
-    again at every tick. Series objects are kept, and so is the tuple of those that a tick has: what
-    is found again costs no new objects.
+    again at every tick.
     """
 
     def __init__(
@@ -156,9 +137,7 @@ class Sampler:
         self._table = table or ProcessTable(self._proc, clock)
         self._paces = paces or Paces()
         self._groups: dict[str, Group] = {}
-        self._series: dict[str | None, dict[tuple[str, str], Series]] = {}
-        self._layouts: dict[str | None, dict[tuple[tuple[str, str], ...], tuple[Series, ...]]] = {}
-        self._known: dict[str | None, _Known] = {}
+        self._layouts = Layouts()
         self._failing: set[int] = set()
         self._buffer: deque[_Tick] = deque()
         self._extra: list[Instant] = []
@@ -202,8 +181,7 @@ class Sampler:
         group = self._groups.pop(run_id, None)
         if group is not None:
             group.close()
-        for kept in (self._series, self._layouts, self._known):
-            kept.pop(run_id, None)
+        self._layouts.forget(run_id)
         self.quiet.discard(run_id)
 
     def join(self, pid: int, run_id: str) -> None:
@@ -222,8 +200,7 @@ class Sampler:
         """Take readings from elsewhere (an agent) into the next tick's batch."""
         if readings:
             self._extra_found.append((run_id, readings))
-            values = [reading.value for reading in readings]
-            self._extra.append(Instant(t_ns, self._layout(run_id, readings), values))
+            self._extra.append(self._layouts.instant(run_id, t_ns, readings))
 
     def note(self, event: Event, run_id: str | None = None) -> None:
         """Take an event from elsewhere: stored in the next tick's batch, logged, kept."""
@@ -339,48 +316,15 @@ class Sampler:
 
     def _collect(
         self, watch: Watch, t_ns: int, found: list[tuple[str | None, Found]]
-    ) -> Iterator[Instant]:
-        """Ask every collector about a run, or the host, and yield the samples."""
+    ) -> list[Instant]:
+        """Ask every collector about a run, or the host, and return the samples."""
         readings = (self._readings(i, one, watch) for i, one in enumerate(self._collectors))
         groups = [items for items in readings if items]
         found += [(watch.run_id, items) for items in groups]
-        known = self._known.get(watch.run_id)
-        if known is None or known.groups != groups:
-            known = self._known[watch.run_id] = self._sorted_out(watch.run_id, t_ns, groups)
-        if known.values:
-            yield Instant(t_ns, known.series, known.values)
-
-    def _sorted_out(self, run_id: str | None, t_ns: int, groups: list[Found]) -> _Known:
-        items = [item for group in groups for item in group]
-        readings = [item for item in items if isinstance(item, Reading)]
-        events = [item for item in items if isinstance(item, Event)]
+        samples, events = self._layouts.sort_out(watch.run_id, t_ns, groups)
         for event in events:
-            self.events.keep(event, run_id, t_ns)
-        series = self._layout(run_id, readings)
-        values = [reading.value for reading in readings]
-        return _Known(None if events else groups, series, values)
-
-    def _layout(self, run_id: str | None, readings: Sequence[Reading]) -> tuple[Series, ...]:
-        """Return the series of readings: the same tuple for the same ones."""
-        layouts = self._layouts.setdefault(run_id, {})
-        key = tuple((reading.entity, reading.metric) for reading in readings)
-        series = layouts.get(key)
-        if series is None:
-            if len(layouts) >= _MOST_LAYOUTS:
-                layouts.clear()
-            series = layouts[key] = tuple(self._one(run_id, *names) for names in key)
-        return series
-
-    def _one(self, run_id: str | None, entity: str, metric: str) -> Series:
-        """Return the one object of a series; its equals would be compared field by field."""
-        known = self._series.setdefault(run_id, {})
-        series = known.get((entity, metric))
-        if series is None:
-            if len(known) > _MOST_SERIES:
-                known.clear()
-            series = Series(run_id=run_id, entity=entity, metric=metric)
-            known[entity, metric] = series
-        return series
+            self.events.keep(event, watch.run_id, t_ns)
+        return samples
 
     def _readings(self, index: int, collector: Collector, watch: Watch) -> Found:
         try:

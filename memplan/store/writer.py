@@ -6,7 +6,6 @@ import contextlib
 import platform
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from memplan.store.identity import host_identity
 from memplan.store.partition import Partitions
 from memplan.store.quarantine import Rescue
 from memplan.store.retention import Policy
+from memplan.store.ring import Ring
 from memplan.store.upsert import insert_new, replace_rows
 from memplan.types import Device, Event, FrozenMap, Phase, Plan, Run, Sample
 
@@ -91,8 +91,7 @@ class LocalWriter:
         self._flush_s = flush_s
         self._outbox_bytes = outbox_bytes
         self._now_ns, self._monotonic_s = now_ns, monotonic_s
-        self._staged: deque[Instant] = deque()
-        self._staged_samples = 0
+        self._staged = Ring()
         self._partitions = Partitions()
         self.dropped = 0
         """Staged samples that were given up because the store refused them for too long."""
@@ -281,43 +280,23 @@ class LocalWriter:
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
-        while self._staged_samples > PART_SAMPLES:  # a long ring goes in parts, and fails early
-            part = self._oldest(PART_SAMPLES)
+        while self._staged.samples > PART_SAMPLES:  # a long ring goes in parts, and fails early
+            part = self._staged.oldest(PART_SAMPLES)
             self._append(part)
-            self._forget(len(part))
+            self._staged.forget(len(part))
         batch = [*self._staged, *Instants.of(samples).instants]
         if batch:
             self._append(batch)
-            self._forget(len(self._staged))
+            self._staged.forget(len(self._staged))
             self._flushed_s = self._monotonic_s()
             self._after_write()
-
-    def _oldest(self, most: int) -> list[Instant]:
-        """Return the oldest staged instants: so many samples, but at least one instant."""
-        found: list[Instant] = []
-        for instant in self._staged:
-            most -= len(instant.values)
-            if found and most < 0:
-                break
-            found.append(instant)
-        return found
-
-    def _forget(self, instants: int) -> int:
-        """Drop the oldest staged instants and return how many samples they were."""
-        samples = sum(len(self._staged.popleft().values) for _ in range(instants))
-        self._staged_samples -= samples
-        return samples
 
     def _append(self, batch: list[Instant]) -> None:
         self._core.write(lambda connection: self._core.log.append(connection, batch))
 
     def stage_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch that may wait in memory, flush_s long; never raises StoreError."""
-        batch = Instants.of(samples)
-        self._staged.extend(batch.instants)
-        self._staged_samples += len(batch)
-        while self._staged_samples > RING_SAMPLES:
-            self.dropped += self._forget(1)
+        self.dropped += self._staged.add(samples, RING_SAMPLES)
         if self._monotonic_s() - self._flushed_s >= self._flush_s:
             with contextlib.suppress(StoreError):  # `degraded` tells it; the ring keeps them
                 self.flush()
