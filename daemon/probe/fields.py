@@ -99,7 +99,7 @@ def whole(before: Sequence[Entry], changed: Sequence[Entry]) -> Sequence[Entry]:
 
     Raises ValueError or TypeError for what `news` cannot have made.
     """
-    if any("uuid" in entry for entry in changed):
+    if not changed or any("uuid" in entry for entry in changed):
         return changed
     pairs = zip(before, changed, strict=True)
     return [{**old, **entry} if entry else old for old, entry in pairs]
