@@ -100,9 +100,12 @@ class SampleLog:
     def _numbers(
         self, connection: sqlalchemy.Connection, series: tuple[Series, ...]
     ) -> tuple[int, ...]:
-        """Return the numbers of series; those of the same tuple as before are looked up by it."""
+        """Return the numbers of series of one run; the same tuple as before has the same ones.
+
+        Unless its run was forgotten meanwhile: then none of its series has a number any more.
+        """
         known = self._layouts.get(id(series))
-        if known is not None and known[0] is series:
+        if known is not None and known[0] is series and series[0] in self._series:
             return known[1]
         if any(one not in self._series for one in series):
             self._register(connection, series)

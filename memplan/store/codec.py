@@ -34,7 +34,8 @@ PLAIN, DEFLATED = 1, 2
 """Codec versions, stored beside each blob."""
 
 _TOKEN = re.compile(rb"[\x80-\xff]*[\x00-\x7f]", re.DOTALL)
-_MEMO_ITEMS = 1 << 15
+_MEMO_ITEMS = 1 << 12
+"""Integers that are remembered; each takes some 100 bytes for good."""
 
 
 class _Encoded(dict[int, bytes]):
