@@ -130,6 +130,26 @@ def kib_fields(data: bytes) -> dict[str, int]:
     return found
 
 
+def _stats(folder: int, names: list[str]) -> dict[int, Stat]:
+    """Return what `parse_stat` says of each process; `read_at` for thousands, all in one place."""
+    found = {}
+    open_, read, close, flags = os.open, os.read, os.close, os.O_RDONLY | os.O_CLOEXEC
+    for name in names:
+        try:
+            descriptor = open_(name + "/stat", flags, dir_fd=folder)
+        except OSError:
+            continue
+        try:
+            stat = parse_stat(read(descriptor, _STAT_BYTES))
+        except OSError:  # ESRCH: it ended between the two calls
+            continue
+        finally:
+            close(descriptor)
+        if stat is not None:
+            found[stat.pid] = stat
+    return found
+
+
 class ProcFolder:
     """One /proc."""
 
@@ -155,8 +175,7 @@ class ProcFolder:
             return {}
         try:
             names = [n for n in os.listdir(folder) if n.isdigit()]  # noqa: PTH208 - by descriptor
-            found = (parse_stat(read_at(f"{name}/stat", folder, _STAT_BYTES)) for name in names)
-            return {stat.pid: stat for stat in found if stat is not None}
+            return _stats(folder, names)
         finally:
             os.close(folder)
 

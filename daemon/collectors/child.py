@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from memplan_daemon.clock import NS, Clock
+from memplan_daemon.probe.fields import Entry, whole
 
 __all__ = ["DEADLINE_S", "Probe", "cpu_ns"]
 
@@ -45,7 +47,10 @@ class _Child:
     peer: socket.socket
     data: bytearray
     asked_ns: int | None = None
+    groups: tuple[str, ...] = ()
     answered: bool = False
+    last: dict[tuple[str, ...], Sequence[Entry]] = field(default_factory=dict)
+    """The devices of the last answer, by what was asked."""
 
 
 class Probe:
@@ -144,13 +149,14 @@ class Probe:
             return
         assert self._child is not None
         self._number += 1
-        line = json.dumps({"id": self._number, "groups": sorted(self._owed)}).encode() + b"\n"
+        groups = sorted(self._owed)
+        line = json.dumps({"id": self._number, "groups": groups}).encode() + b"\n"
         try:
             self._child.peer.sendall(line)  # some bytes into an empty buffer: does not block
         except OSError:
             self.stop()
             return
-        self._child.asked_ns = self._clock.monotonic_ns()
+        self._child.asked_ns, self._child.groups = self._clock.monotonic_ns(), tuple(groups)
         self._owed.clear()
 
     def _start(self) -> bool:
@@ -200,6 +206,7 @@ class Probe:
         try:
             answer = json.loads(line)
             usable = answer["id"] == self._number and isinstance(answer["gpus"], list)
+            answer["gpus"] = whole(child.last.get(child.groups, ()), answer["gpus"])
             took_s = answer["took_ns"] / NS
         except (ValueError, KeyError, TypeError):
             usable, took_s = False, 0.0
@@ -209,6 +216,7 @@ class Probe:
         if child.answered:  # the first answer has the driver's own start in it
             self._usual_s = max(took_s, self._usual_s * 0.9)
         self.late, self._pause_s, child.answered = False, 0.0, True
+        child.last[child.groups] = answer["gpus"]
         return dict(answer)
 
     def _missed_deadline(self) -> bool:

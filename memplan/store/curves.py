@@ -14,7 +14,7 @@ from typing import Any
 
 from memplan.store import queries
 from memplan.store.base import Bucket, Curve, Tier
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, Row
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, SummaryRow
 from memplan.store.history import FIRST, Place, frames, ticks
 from memplan.types import Series
 
@@ -34,7 +34,7 @@ class _Filling:
         self.tier: Tier = "raw"
         self.series: dict[int, dict[int, list[Any]]] = {}
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
+    def add_rows(self, rows: Iterable[SummaryRow]) -> None:
         """Add what was summarised, or single samples.
 
         A bucket is a list [n, low, high, time of the highest, total, last] while it is filled:

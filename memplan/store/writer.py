@@ -6,10 +6,8 @@ import contextlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,12 +17,14 @@ from sqlalchemy import delete
 from memplan.errors import NotStoredError, StoreError
 from memplan.serialize import dumps
 from memplan.store import erase, life, outbox, tables
+from memplan.store.batch import Instant, Instants
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
 from memplan.store.identity import host_identity, new_id
 from memplan.store.partition import Partitions
 from memplan.store.quarantine import Rescue
 from memplan.store.retention import Policy
+from memplan.store.ring import Ring
 from memplan.store.upsert import insert_new, replace_rows
 from memplan.types import Device, Event, Phase, Plan, Run, Sample
 
@@ -77,7 +77,7 @@ class LocalWriter:
         self._flush_s = flush_s
         self._outbox_bytes = outbox_bytes
         self._now_ns, self._monotonic_s = now_ns, monotonic_s
-        self._staged: deque[Sample] = deque()
+        self._staged = Ring()
         self._partitions = Partitions()
         self.dropped = 0
         """Staged samples that were given up because the store refused them for too long."""
@@ -235,27 +235,23 @@ class LocalWriter:
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
-        while len(self._staged) > PART_SAMPLES:  # a long ring goes in parts, and fails early
-            part = list(islice(self._staged, PART_SAMPLES))
+        while self._staged.samples > PART_SAMPLES:  # a long ring goes in parts, and fails early
+            part = self._staged.oldest(PART_SAMPLES)
             self._append(part)
-            for _ in part:
-                self._staged.popleft()
-        batch = [*self._staged, *samples]
+            self._staged.forget(len(part))
+        batch = [*self._staged, *Instants.of(samples).instants]
         if batch:
             self._append(batch)
-            self._staged.clear()
+            self._staged.forget(len(self._staged))
             self._flushed_s = self._monotonic_s()
             self._after_write()
 
-    def _append(self, samples: list[Sample]) -> None:
-        self._core.write(lambda connection: self._core.log.append(connection, samples))
+    def _append(self, batch: list[Instant]) -> None:
+        self._core.write(lambda connection: self._core.log.append(connection, batch))
 
     def stage_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch that may wait in memory, flush_s long; never raises StoreError."""
-        self._staged.extend(samples)
-        while len(self._staged) > RING_SAMPLES:
-            self._staged.popleft()
-            self.dropped += 1
+        self.dropped += self._staged.add(samples, RING_SAMPLES)
         if self._monotonic_s() - self._flushed_s >= self._flush_s:
             with contextlib.suppress(StoreError):  # `degraded` tells it; the ring keeps them
                 self.flush()

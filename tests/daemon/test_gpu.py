@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors import child
 from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
 from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
+from memplan_daemon.probe.fields import Device, news, whole
 from memplan_daemon.proc import Process
 
 from memplan.testing import FakeGpu, Fault
@@ -145,9 +148,9 @@ def test_a_process_without_a_number_is_a_gap_and_no_zero(gpus, nvml):
 
 
 def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
-    """The library asks for the size first; whoever starts in between makes the answer too long."""
-    nvml.gpus[0].compute = dict.fromkeys(range(100, 150), 1)
-    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=48)]
+    """The room is as large as the list was said to be; more start in between, again and again."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 2100), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=1990)]
     nvml.write()
     gpus.host()
     assert gpus.run(100) == {}
@@ -156,6 +159,16 @@ def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
     nvml.write()
     gpus.host()
     assert gpus.run(100)["gpu:GPU-a/tree", "used_bytes"] == 1
+
+
+@pytest.mark.parametrize("grow", [0, 48])
+def test_a_list_that_is_longer_than_expected_is_read_whole(gpus, nvml, grow):
+    """Also when some start between the call that finds too little room and the next one."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 400), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=grow)]
+    nvml.write()
+    gpus.host()
+    assert gpus.run(*range(100, 400))["gpu:GPU-a/tree", "used_bytes"] == 300
 
 
 def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
@@ -435,3 +448,27 @@ def amdsmi_get_temp_metric(handle, kind, metric): raise AmdSmiLibraryException(2
 def amdsmi_get_gpu_process_list(handle):
     return [{"name": "x", "pid": 10, "memory_usage": {"vram_mem": 300}}]
 """
+
+
+def test_an_answer_holds_only_what_is_new_and_is_made_whole_again():
+    """Through JSON, as it goes over the socket; other devices are told in full."""
+    one = Device(uuid="GPU-a", name="x", values={"used_bytes": 1}, processes=[(1, 5), (2, None)])
+    two = Device(uuid="GPU-b", name="y", missing={"power_milliwatts": "not-supported"})
+    moved = replace(one, values={"used_bytes": 2})
+    states = [[one, two], [one, two], [moved, two], [two, moved], [moved], [], [moved]]
+    sent, kept, sizes = [], [], []
+    for devices in states:
+        now = [device.entry() for device in devices]
+        line = json.dumps(news(sent, now))
+        before, sent = kept, now
+        kept = whole(before, json.loads(line))
+        assert kept == json.loads(json.dumps(now))
+        sizes.append(len(line))
+    assert sizes[1] < 10 < sizes[2] < 50 < sizes[0] == sizes[3]
+
+
+@pytest.mark.parametrize("line", ["[{}]", "[1]", "[{}, {}, {}]", "[[]]"])
+def test_news_of_other_devices_than_those_that_are_known_are_refused(line):
+    """The child is then thrown away and another one begins anew."""
+    with pytest.raises((TypeError, ValueError)):
+        whole([{"uuid": "GPU-a"}, {"uuid": "GPU-b"}], json.loads(line))

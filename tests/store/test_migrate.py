@@ -160,6 +160,23 @@ def test_an_old_writer_that_still_runs_is_not_migrated_under(tmp_path):
     assert old_is_whole(database) == ("0001", len(samples))
 
 
+def test_a_new_database_is_what_all_revisions_make(tmp_path):
+    """It is made without Alembic, which takes longer to import than all the rest."""
+
+    def schema(database):
+        with closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute("SELECT type, name, sql FROM sqlite_master")
+            made = {(kind, name): " ".join((sql or "").split()) for kind, name, sql in rows}
+            return made, connection.execute("SELECT version_num FROM alembic_version").fetchall()
+
+    LocalWriter(tmp_path / "new.db").close()
+    old_database.make(tmp_path / "upgraded.db", "head")
+    assert schema(tmp_path / "new.db") == schema(tmp_path / "upgraded.db")
+    made = "import sys; from memplan.store.writer import LocalWriter; LocalWriter(sys.argv[1])"
+    program = f"{made}; sys.exit('alembic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "newer.db")], check=True)
+
+
 def test_two_upgraders_at_once_leave_one_new_database(tmp_path):
     """One wins the lock; the other finds it done, or is told to wait."""
     database = tmp_path / "m.db"
