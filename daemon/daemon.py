@@ -95,7 +95,7 @@ def _base(database: str, writer: LocalWriter, settings: DaemonSettings) -> _Base
     def counts() -> dict[str, int]:
         return {
             "late_ticks_count": sampler.counts.late_ticks,
-            "dropped_samples_count": sampler.counts.samples_dropped,
+            "dropped_samples_count": sampler.dropped,
             "probe_restarts_count": sum(gpu.probe.restarts for gpu in collectors.gpus),
         }
 

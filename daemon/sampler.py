@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock, ClockWatch
 from memplan_daemon.collectors.base import Collector, Event, Gap, Pace, Reading, Watch
+from memplan_daemon.counts import Counts, Paces
 from memplan_daemon.eventlog import EventLog
 from memplan_daemon.proc import ProcFolder
 from memplan_daemon.snapshot import Board, RunInfo
@@ -33,32 +34,6 @@ SHORTEST_INTERVAL_S = 0.01
 
 _MOST_SERIES = 20_000
 """Series objects kept per run; processes that come and go would make ever more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paces:
-    """Seconds between the slower readings; each is taken in the first tick, too."""
-
-    medium_s: float = 5.0
-    """What changes slowly: control groups, power, temperature."""
-    rare_s: float = 60.0
-    """What costs the driver something: PCIe, NVLink, ECC."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Counts:
-    """What a sampler did so far."""
-
-    ticks: int = 0
-    """Ticks taken."""
-    late_ticks: int = 0
-    """Ticks that were due while the one before was still running: skipped, never made up for."""
-    samples_written: int = 0
-    """Samples that the store has taken."""
-    samples_dropped: int = 0
-    """Samples given up because the store refused them for too long."""
-    lateness_ns: int = 0
-    """By how much the newest tick was late."""
 
 
 @dataclass(slots=True)
@@ -139,6 +114,7 @@ class Sampler:
         self._groups: dict[str, Group] = {}
         self._series: dict[str | None, dict[tuple[str, str], Series]] = {}
         self._failing: set[int] = set()
+        self._over: list[str] = []
         self._buffer: deque[_Tick] = deque()
         self._extra: list[Sample] = []
         self._extra_found: list[tuple[str | None, Reading | Gap]] = []
@@ -181,6 +157,9 @@ class Sampler:
         """Stop sampling a run; harmless when it is not watched."""
         group = self._groups.pop(run_id, None)
         if group is not None:
+            group.drop_ended()
+            if not group.alive:
+                self._over.append(run_id)
             group.close()
         self._series.pop(run_id, None)
         self.quiet.discard(run_id)
@@ -232,6 +211,8 @@ class Sampler:
         samples, self._extra = self._extra, []
         for watch in self._watches(now, due):
             self._collect(watch, t_ns, samples, found)
+        while self._over:  # their processes have had their final rows
+            self._series.pop(self._over.pop(), None)
         runs = {run_id: _info(group) for run_id, group in self._groups.items()}
         self.board.publish(t_ns=t_ns, tick=self.counts.ticks, due=due, found=found, runs=runs)
         self.offer(samples)
@@ -260,6 +241,11 @@ class Sampler:
         elif self.store_error:
             _log.info("the store takes samples again")
             self.store_error, self.store_gone = "", False
+
+    @property
+    def dropped(self) -> int:
+        """Samples given up so far: here, and by a store that kept them back for too long."""
+        return self.counts.samples_dropped + int(getattr(self.writer, "dropped", 0))
 
     def close(self) -> None:
         """Let go of all processes; what still waits is counted as dropped."""
@@ -326,6 +312,7 @@ class Sampler:
                 )
             elif isinstance(group, Tree):
                 self.unwatch(run_id)
+        watches += [Watch(run_id=run_id, pid=None, tick=tick, due=due) for run_id in self._over]
         return watches
 
     def _collect(

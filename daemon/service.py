@@ -163,7 +163,7 @@ class Service:
             "late_ticks": counts.late_ticks,
             "lateness_ns": counts.lateness_ns,
             "samples_written": counts.samples_written,
-            "samples_dropped": counts.samples_dropped,
+            "samples_dropped": sampler.dropped,
             "cpu_share": budget.share if budget is not None else None,
             "stretch": budget.stretch if budget is not None else 1.0,
             "store_error": sampler.store_error,

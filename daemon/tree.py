@@ -130,13 +130,13 @@ class Group:
     def update(self, table: ProcessTable) -> None:
         """Drop members that ended or do not belong any more, and add new ones."""
         del table
-        self._drop_ended()
+        self.drop_ended()
         for pid in self._members.keys() - self.wanted:
             self._members.pop(pid).close()
         for pid in sorted(self.wanted - self._members.keys()):
             self._adopt(pid)
 
-    def _drop_ended(self) -> None:
+    def drop_ended(self) -> None:
         """Let go of members that ended: one read each, of a file that is a few bytes long."""
         for pid, member in list(self._members.items()):
             stat = member.stat()
@@ -200,7 +200,7 @@ class Tree(Group):
 
     def update(self, table: ProcessTable) -> None:
         """Drop members that ended and add new ones, by a table that was just refreshed."""
-        self._drop_ended()
+        self.drop_ended()
         if not self._members:
             return
         self._related = table.related(self.pid or 0, self._members)

@@ -150,7 +150,7 @@ def test_a_daemon_loads_neither_torch_nor_the_dashboard(running):
     assert rss < 90 * 1024, f"{rss} KiB"
 
 
-def test_a_full_disk_is_told_and_survived(home, until):
+def test_a_full_disk_is_told_and_survived(home, monkeypatch, until):
     """Under a file size limit samples wait; the daemon stays up and says so."""
     script = (
         "import resource, signal, sys\n"
@@ -165,6 +165,7 @@ def test_a_full_disk_is_told_and_survived(home, until):
         "run_daemon(sys.argv[1], lambda: DaemonSettings(interval_s=0.01))\n"
     )
     database = str(home / "memplan.db")
+    monkeypatch.setenv("MEMPLAN_FLUSH", "0")
     process = subprocess.Popen([sys.executable, "-c", script, database], stderr=subprocess.PIPE)
     try:
         until(lambda: daemon_status(database).store_error)
