@@ -25,14 +25,14 @@ with engine.connect() as connection, connection.begin():
     config = Config()
     config.set_main_option("script_location", "memplan_migrations:")
     config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
+    command.upgrade(config, sys.argv[2])
 engine.dispose()
 """
 
 
-def make(database: str | Path) -> None:
-    """Make the tables of the first layout."""
-    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database)], check=True)
+def make(database: str | Path, revision: str = "0001") -> None:
+    """Make the tables as they were at a revision."""
+    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database), revision], check=True)
 
 
 def values(ticks: int) -> Iterator[tuple[int, int, int]]:
