@@ -31,7 +31,7 @@ engine.dispose()
 
 
 def make(database: str | Path, revision: str = "0001") -> None:
-    """Make the tables of a revision by the migrations up to it."""
+    """Make the tables as they were at a revision."""
     subprocess.run([sys.executable, "-c", MAKE_OLD, str(database), revision], check=True)
 
 

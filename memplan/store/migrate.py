@@ -100,11 +100,16 @@ def copy_path(database: Path) -> Path:
 
 
 def _keep_copy(connection: sqlalchemy.Connection, database: Path) -> None:
-    """Copy an older database; a copy that was not finished leaves nothing behind."""
+    """Copy an older database; a copy that was not finished leaves nothing behind.
+
+    That of an attempt that failed goes first: the database is still what it is a copy of, and both
+    may not find room.
+    """
     target = copy_path(database)
     half = target.with_name(target.name + ".part")
     try:
         half.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         os.close(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(half)) as copy:
             driver(connection).backup(copy, pages=4096)

@@ -96,11 +96,11 @@ def test_20_killed_half_way_and_at_the_end_it_is_the_old_one_and_two_at_once_men
 def test_20_without_room_for_the_new_tables_it_is_the_old_one(original, tmp_path):
     """The copy still fits; then the disk is full while samples are moved, then there is room."""
     size = original.stat().st_size
-    with test_faults.small_disk(tmp_path / "disk", f"{(2 * size >> 20) + 80}m") as disk:
+    with test_faults.small_disk(tmp_path / "disk", f"{(2 * size >> 20) + 400}m") as disk:
         database = disk / "m.db"
         shutil.copy(original, database)
         filler = disk / "filler"
-        filler.write_bytes(bytes(72 << 20))
+        filler.write_bytes(bytes(392 << 20))
         done = subprocess.run(
             [sys.executable, "-c", test_migrate.UPGRADE, str(database)],
             capture_output=True,
