@@ -148,7 +148,7 @@ class MemplanApp(Replaying):
             self.add_mode(mode, partial(_screen, place))
         self.snapshot = self._poller.last or self.snapshot
         self.begin_replay()
-        self.poll()
+        self.glance()
         self.set_interval(self._interval_s, self._tick)
 
     def on_unmount(self) -> None:
@@ -166,10 +166,17 @@ class MemplanApp(Replaying):
         at = self.replay.at_ns if self.replay is not None else None
         self.post_message(Polled(source.poll(replace(self._request, at_ns=at))))
 
+    @work(thread=True, exclusive=True, group="poll")
+    def glance(self) -> None:
+        """Have a first look in a thread."""
+        self.post_message(Polled(self._poller.glance(self._request)))
+
     def on_polled(self, message: Polled) -> None:
-        """Show a new snapshot."""
+        """Show a new snapshot; behind a first look all the rest is read."""
         self.snapshot = message.snapshot
         self.draw()
+        if self.snapshot.glance:
+            self.call_after_refresh(self.poll)
 
     def draw(self) -> None:
         """Draw the screen in front."""
@@ -245,8 +252,7 @@ class MemplanApp(Replaying):
     def action_show(self, mode: str) -> None:
         """Switch to a screen."""
         if self.current_mode != mode:
-            self.switch_mode(mode)
-        self.call_after_refresh(self.draw)
+            self.switch_mode(mode)  # the screen draws when it comes to the front
 
     def action_unit(self) -> None:
         """Switch the unit of all sizes."""

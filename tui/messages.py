@@ -151,6 +151,8 @@ class Snapshot:
     """What to type."""
     kept: bool = False
     """The database cannot be read now; what is shown was read before."""
+    glance: bool = False
+    """Only a first look: what was before, and the other runs, come at once."""
     now_ns: int = 0
     """The clock: the wall clock, or the position of a replay."""
     last_sample_ns: int | None = None

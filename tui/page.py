@@ -63,21 +63,33 @@ class Page(Screen[None]):
 
     def on_mount(self) -> None:
         """Show what is known already."""
-        self.call_after_refresh(self.show)
+        self.show_soon()
 
     def on_resize(self) -> None:
         """Lay the lines out anew."""
-        self.call_after_refresh(self.show)
+        self.show_soon()
 
     def on_screen_resume(self) -> None:
         """Show what came while another screen was in front."""
-        self.call_after_refresh(self.show)
+        self.show_soon()
+
+    _due = False
+
+    def show_soon(self) -> None:
+        """Draw once for all that happens now, before the library paints."""
+        if not self._due:
+            self._due = True
+            self.call_later(self._show_due)
+
+    def _show_due(self) -> None:
+        self._due = False
+        self.show()
 
     def show(self) -> None:
         """Draw the snapshot that the program holds."""
         if not self.is_mounted or not self.query("#body"):
             return  # the program is ending, or the screen has just been made
-        width, height = self.size.width, self.size.height
+        width, height = self.app.size
         app, look = self.memplan, self.memplan.look()
         self._canvas("status").show([self._status(app.snapshot, look, width)])
         moved, playing = app.moved, app.replay is not None

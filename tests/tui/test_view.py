@@ -169,22 +169,6 @@ def test_thinning_keeps_peak_and_count(values):
     assert peak.count == len(values)
 
 
-def test_only_new_samples_are_read(tmp_path):
-    """The cursor moves; the curve grows by what is new."""
-    path = tmp_path / "m.db"
-    going = {"status": "running", "ended_ns": None, "exit_code": None}
-    with LocalWriter(path) as writer:
-        writer.save_run(make_run(plan_id=None, **going))
-        writer.write_samples([make_sample(5)])
-        source = Poller(path, open_reader=StoreReader, now_ns=lambda: T0 + 9 * S)
-        assert source.poll().detail.history["cpu"] == ((T0, 5),)
-        cursor = source._cursor
-        writer.write_samples([make_sample(7, seconds=1)])
-        assert source.poll().detail.history["cpu"] == ((T0, 5), (T0 + S, 7))
-        assert source._cursor > cursor
-    source.close()
-
-
 def test_a_longer_window_has_the_machines_older_samples(tmp_path):
     """In buckets, their extremes kept; new samples then follow one by one."""
     path = tmp_path / "m.db"
