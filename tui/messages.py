@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from memplan.types import Comparison, FrozenMap, Peak, Phase, Plan, Run
+from memplan.types import Comparison, FrozenMap, Peak, Phase, Run
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = [
     "FIRST_WINDOW_NS",

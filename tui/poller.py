@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan_tui.assemble import detail_at, highest, hosts_of, machine_at
 from memplan_tui.follow import Follower
@@ -20,7 +21,10 @@ from memplan.errors import (
     StoreVersionError,
 )
 from memplan.store.base import Reader
-from memplan.types import Device, FrozenMap, Phase, Plan, Run
+from memplan.types import Device, FrozenMap, Phase, Run
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["Poller", "database_text"]
 

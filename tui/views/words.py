@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memplan_tui.lines import Line, Piece
 from memplan_tui.messages import FIRST_WINDOW_NS, Detail, Snapshot
 from memplan_tui.text import tr
 
 from memplan.chart import Glyphs, Words, glyphs
-from memplan.types import DeviceComparison, Plan
+from memplan.types import DeviceComparison
 from memplan.units import UNITS
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["WINDOWS", "Look", "ago", "clock", "gap", "headline", "judged", "number", "part_name"]
 
