@@ -1,6 +1,7 @@
 """What a reader of the database tells the screens: one frozen value a second, nothing else.
 
-No Textual here: the first value is read while the library is still being loaded.
+No Textual here: the first value is read while the library is still being loaded. Nobody asks
+whether two are equal, nor prints them, and each method that a dataclass writes delays the start.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Request:
     """Position of a replay; None = now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Gpu:
     """One GPU of the machine, as sampled last."""
 
@@ -70,7 +71,7 @@ class Gpu:
     """Used by everybody."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Machine:
     """The machine itself, as sampled last; None = not sampled."""
 
@@ -86,7 +87,7 @@ class Machine:
     """Device name -> use by everybody."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Process:
     """One process of a run."""
 
@@ -102,7 +103,7 @@ class Process:
     """Does that phase go on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Detail:
     """One run as of the clock."""
 
@@ -124,7 +125,7 @@ class Detail:
     """Its largest processes, largest first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Host:
     """One machine that the database knows."""
 
@@ -142,7 +143,7 @@ class Host:
     """The highest process memory of its runs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Snapshot:
     """Everything that the screens show."""
 

@@ -21,7 +21,7 @@ KEPT_CHARTS = 24
 """Drawn charts that are kept for the next tick."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Curve:
     """One device's curve, and what it is held against."""
 
