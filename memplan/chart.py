@@ -294,12 +294,15 @@ class _Cells:
         for bits in self._bits:
             bits[cell:] = [0] * (len(bits) - cell)
         before = self._dots(spans[first - 1], top) if first else None
+        shown, dots = spans[first - 1] if first else None, before
         for x, span in enumerate(spans[first:], first):
-            dots = self._dots(span, top)
+            if span != shown:
+                shown, dots = span, self._dots(span, top)
             if dots is not None:
                 high, low = dots
                 if before is not None:
-                    high, low = min(high, before[1]), max(low, before[0])
+                    high = high if high < before[1] else before[1]
+                    low = low if low > before[0] else before[0]
                 self._stroke(x, high, low)
             before = dots
         for i, tail in enumerate(old):

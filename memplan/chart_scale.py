@@ -107,6 +107,7 @@ class Columns:
         start, end, gap = self._axis.start_ns, self._axis.end_ns, self._axis.gap_ns
         found, count, last = self.spans, len(self.spans), self._last
         span, first = max(end - start, 1), count
+        highest = self.highest
         for t, value in points:
             if not start <= t <= end:
                 continue
@@ -116,12 +117,17 @@ class Columns:
             if last is not None and t - last[1] <= gap:
                 for between in range(last[0] + 1, column):
                     found[between] = (last[2], last[2])
-            low, high = found[column] or (value, value)
-            found[column] = (min(low, value), max(high, value))
+            known = found[column]
+            if known is None:
+                found[column] = (value, value)
+            elif value > known[1]:
+                found[column] = (known[0], value)
+            elif value < known[0]:
+                found[column] = (value, known[1])
             last = (column, t, value)
-            if self.highest is None or value > self.highest:
-                self.highest = value
-        self._last = last
+            if highest is None or value > highest:
+                highest = value
+        self._last, self.highest = last, highest
         return first
 
 

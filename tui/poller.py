@@ -165,7 +165,7 @@ class Poller:
         detail = None
         if chosen is not None:
             detail = self._detail(reader, chosen, now, request, glance=glance)
-        peaks = {} if glance else self._run_peaks(reader)
+        peaks = {} if glance else self._run_peaks(reader, detail)
         machine = machine_at(
             self._host.tracks, self._devices, at_ns=now, window_ns=request.window_ns
         )
@@ -210,10 +210,10 @@ class Poller:
         watched = last is not None and now - last < WATCHED_NS and self._host.tracks.series
         return None if watched else self._runs[0]
 
-    def _run_peaks(self, reader: Reader) -> dict[str, int]:
+    def _run_peaks(self, reader: Reader, detail: Detail | None) -> dict[str, int]:
         """Return each run's highest process memory; a few new ones are looked up per poll."""
-        if self._run is not None and self._run.run_id is not None:
-            self._ended[self._run.run_id] = highest(self._run.tracks.peaks(2**62))
+        if detail is not None:
+            self._ended[detail.run.id] = highest(detail.peaks)
         new = [run for run in self._runs if run.id not in self._ended and run.status != "running"]
         for run in new[:LOOKED_UP]:
             self._ended[run.id] = highest(reader.peaks(run.id))

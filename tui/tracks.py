@@ -109,7 +109,7 @@ class Track:
     def extend(self, times: Sequence[int], values: Sequence[int]) -> None:
         """Append samples, oldest first."""
         before = self.times[-1] if self.times else times[0]
-        if times[0] < before or list(times) != sorted(times):
+        if len(times) == 1 or times[0] < before or list(times) != sorted(times):
             for t_ns, value in zip(times, values, strict=True):
                 self.add(t_ns, value)
             return

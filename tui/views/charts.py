@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memplan_tui.lines import Line, fitted, heading
+from memplan_tui.lines import Line, heading
 from memplan_tui.messages import Points, Snapshot
 from memplan_tui.text import tr
 from memplan_tui.tracks import Window
@@ -105,7 +105,7 @@ def charts(snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line
         last = i == count - 1
         lines.append(_head(curve, look, width, hidden=len(found) - count if not i else 0))
         lines += _body(curve, look, (start, end), width, rows - 1 + last, floor=last)
-    return [fitted(line, width) for line in lines[:height]]
+    return lines[:height]
 
 
 def _head(curve: Curve, look: Look, width: int, *, hidden: int) -> Line:
