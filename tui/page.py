@@ -74,6 +74,8 @@ class Page(Screen[None]):
         self.show_soon()
 
     _due = False
+    _asked: tuple[int, bool] | None = None
+    _keys: Sequence[Line] = ()
 
     def show_soon(self) -> None:
         """Draw once for all that happens now, before the library paints."""
@@ -92,8 +94,11 @@ class Page(Screen[None]):
         width, height = self.app.size
         app, look = self.memplan, self.memplan.look()
         self._canvas("status").show([self._status(app.snapshot, look, width)])
-        moved, playing = app.moved, app.replay is not None
-        self._canvas("keys").show([footer(self.NAME, moved, width - 2, replay=playing)])
+        asked = (width - 2, app.replay is not None)
+        if asked != self._asked:  # the keys change with nothing else
+            self._asked = asked
+            self._keys = [footer(self.NAME, app.moved, width - 2, replay=asked[1])]
+        self._canvas("keys").show(self._keys)
         self._canvas("body").show(self._body(app.snapshot, look, width - 2, height - 2))
 
     def _canvas(self, name: str) -> Canvas:
