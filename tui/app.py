@@ -227,6 +227,8 @@ class MemplanApp(Replaying):
 
     def put_beside(self, runs: tuple[str, ...]) -> None:
         """Read runs that are shown side by side."""
+        if self.replay is not None and len(runs) == 2:
+            self.notify(tr("Side by side comes after the replay: r ends it."))
         self._ask(replace(self._request, beside=runs))
 
     def select_plan(self, key: str) -> None:
@@ -324,8 +326,8 @@ class MemplanApp(Replaying):
         except OSError as error:
             self.notify(str(error), title=tr("Not written"), severity="error")
             return
-        names = "\n".join(str(path) for path in paths)
-        self.notify(names, title=tr("Written"), markup=False)
+        names = "\n".join(path.name for path in paths)
+        self.notify(f"{paths[0].parent}\n{names}", title=tr("Written"), markup=False)
 
     def get_system_commands(self, screen: Screen[None]) -> Iterable[SystemCommand]:
         """Name every action in the palette, those of the screen in front first."""

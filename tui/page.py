@@ -110,7 +110,7 @@ class Page(Screen[None]):
         nothing = empty(snapshot, width, need=self.NEED)
         if nothing is not None:
             return [[("", "")], *nothing]
-        said = note(snapshot, replay=self.memplan.replay is not None)
+        said = note(snapshot, need=self.NEED, replay=self.memplan.replay is not None)
         rest = self.body(snapshot, look, width, height - (said is not None))
         return [said, *rest] if said is not None else rest
 
