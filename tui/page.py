@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from memplan_tui.canvas import Canvas
 from memplan_tui.keys import footer
-from memplan_tui.lines import Line, ends
+from memplan_tui.lines import Line, cut, ends, text
 from memplan_tui.messages import Snapshot
 from memplan_tui.text import tr
 from memplan_tui.views.states import empty, note
@@ -112,7 +112,7 @@ class Page(Screen[None]):
             return [[("", "")], *nothing]
         said = note(snapshot, need=self.NEED, replay=self.memplan.replay is not None)
         rest = self.body(snapshot, look, width, height - (said is not None))
-        return [said, *rest] if said is not None else rest
+        return [[(cut(text([said]), width), said[0][1])], *rest] if said is not None else rest
 
     def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
         known = snapshot.state == "ok" or snapshot.kept

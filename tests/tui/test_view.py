@@ -18,7 +18,7 @@ from memplan_tui.themes import DEFAULT, TERMINAL, THEMES, choose, role_styles
 from memplan_tui.tracks import Track, Tracks
 from memplan_tui.views.layers import layer_homes, layer_map
 from memplan_tui.views.states import note
-from memplan_tui.views.words import Look, ago, number, sampler
+from memplan_tui.views.words import Look, ago, command_line, number, sampler
 from tui_stage import big_plan
 
 from memplan.cli.main import run
@@ -59,6 +59,7 @@ def test_what_is_not_available_is_not_zero():
     [
         (None, "nothing sampled yet", True),
         (T0 - 2 * S, "sampling", False),
+        (T0 - 21 * S, "sampling", False),
         (T0 - 37 * S, "last sample 37 s ago", True),
     ],
 )
@@ -68,6 +69,26 @@ def test_a_stale_sampler_is_said_to_be_stale(last, words, command):
     assert sampler(snapshot)[0].startswith(words)
     said = note(snapshot)
     assert ("memplan daemon start" in text([said or []])) == command
+
+
+def test_what_the_sampler_does_is_said_on_the_live_screen_alone():
+    """A finished run beside its plan needs no daemon."""
+    snapshot = Snapshot(state="ok", now_ns=T0, last_sample_ns=T0 - 99 * S)
+    assert note(snapshot) is not None
+    assert note(snapshot, need="compare") is None
+
+
+def test_a_lost_database_says_first_what_is_shown():
+    """The reason comes last: it is what a narrow window cuts."""
+    kept = Snapshot(state="missing", kept=True, now_ns=T0, reason="there is no " + "x" * 99)
+    assert "Database gone. Shown is what was read at " in text([note(kept, need="runs")])[:60]
+
+
+def test_a_command_is_shown_without_the_folder_of_its_program():
+    """Sixty characters of a virtual environment tell nobody anything."""
+    run = make_run(command=("/home/me/.venv/bin/python", "-m", "train", "/data/x y"))
+    assert command_line(run) == "python -m train '/data/x y'"
+    assert command_line(make_run(command=())) == "''"
 
 
 def test_one_memory_for_cpu_and_gpu_is_said_once():

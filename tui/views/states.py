@@ -109,7 +109,7 @@ def note(snapshot: Snapshot, *, need: str = "live", replay: bool = False) -> Lin
         replay: is one played.
     """
     if snapshot.kept:
-        words = tr("Database {state}: {reason}. Shown is what was read at {time}.")
+        words = tr("Database {state}. Shown is what was read at {time}: {reason}")
         text = words.format(
             state=state_name(snapshot.state), reason=snapshot.reason, time=clock(snapshot.now_ns)
         )
