@@ -13,6 +13,7 @@ from memplan_tui.text import tr
 from memplan_tui.views.states import empty, note
 from memplan_tui.views.words import Look, headline
 from textual.app import ComposeResult
+from textual.geometry import Size
 from textual.screen import Screen
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Page(Screen[None]):
         return headline(snapshot.detail)
 
     def on_mount(self) -> None:
-        """Show what is known already."""
-        self.show_soon()
+        """Show what is known already: the library's first picture then has it."""
+        self.show()
 
     def on_resize(self) -> None:
         """Lay the lines out anew."""
@@ -74,6 +75,7 @@ class Page(Screen[None]):
         self.show_soon()
 
     _due = False
+    _pictured: tuple[Snapshot, Size, Look] | None = None
     _asked: tuple[int, bool] | None = None
     _keys: Sequence[Line] = ()
 
@@ -85,14 +87,19 @@ class Page(Screen[None]):
 
     def _show_due(self) -> None:
         self._due = False
-        self.show()
+        if self._pictured != self._facts():
+            self.show()
+
+    def _facts(self) -> tuple[Snapshot, Size, Look]:
+        """Return all that a picture hangs on, but for what the screen itself chooses."""
+        return self.memplan.snapshot, self.app.size, self.memplan.look()
 
     def show(self) -> None:
         """Draw the snapshot that the program holds."""
-        if not self.is_mounted or not self.query("#body"):
+        if not self.query("#body"):
             return  # the program is ending, or the screen has just been made
-        width, height = self.app.size
-        app, look = self.memplan, self.memplan.look()
+        self._pictured = self._facts()
+        app, (_, (width, height), look) = self.memplan, self._pictured
         self._canvas("status").show([self._status(app.snapshot, look, width)])
         asked = (width - 2, app.replay is not None)
         if asked != self._asked:  # the keys change with nothing else
