@@ -233,6 +233,16 @@ def test_plain_prints_the_same_facts_and_ends(home, capsys):
     assert not any(char in out for char in "█─╌⣀")
 
 
+def test_a_first_screen_loads_no_types_of_plans():
+    """They take longer to make than all else of ours."""
+    words = ["memplan.cli.tui", "memplan.cli.whatif", "memplan_tui.app", "memplan.store.reader"]
+    code = f"import sys, {', '.join(words)}; print([m for m in sys.modules if 'types.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "memplan.types.run" in done.stdout
+    for later in ("plan", "model", "workload"):
+        assert f"memplan.types.{later}" not in done.stdout
+
+
 def dashboard(**environ):
     return subprocess.run(
         [sys.executable, "-m", "memplan", "tui"],
