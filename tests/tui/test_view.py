@@ -86,7 +86,7 @@ def test_a_lost_database_says_first_what_is_shown():
 
 def test_a_command_is_shown_without_the_folder_of_its_program():
     """Sixty characters of a virtual environment tell nobody anything."""
-    run = make_run(command=("/home/me/.venv/bin/python", "-m", "train", "/data/x y"))
+    run = make_run(command=("/opt/venv/bin/python", "-m", "train", "/data/x y"))
     assert command_line(run) == "python -m train '/data/x y'"
     assert command_line(make_run(command=())) == "''"
 
