@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
-from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
+from memplan.types import Device, Event, Peak, Phase, Run, Sample, Series
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["Bucket", "ColumnBatch", "Curve", "Reader", "SampleBatch", "Tier", "Writer"]
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Hashable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from memplan.errors import NotStoredError, StoreMissingError, UsageError
 from memplan.serialize import loads
@@ -17,7 +17,10 @@ from memplan.store.identity import host_identity
 from memplan.store.readonly import shown
 from memplan.store.source import Ask, open_source
 from memplan.store.version import HEAD, VERSION, check_known, refuse_tables
-from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
+from memplan.types import Device, Event, Peak, Phase, Run, Sample, Series
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["StoreReader"]
 
@@ -82,6 +85,8 @@ class StoreReader:
 
     def plans(self, limit: int = 50) -> tuple[Plan, ...]:
         """Return plans, newest first."""
+        from memplan.types import Plan
+
         return self._documents(Plan, queries.PLANS, limit=limit)
 
     def plan_ids(self, limit: int = 50) -> tuple[str, ...]:
@@ -91,6 +96,8 @@ class StoreReader:
 
     def plan(self, key: str) -> Plan:
         """Return the plan with this id, unique beginning of an id, or "last"."""
+        from memplan.types import Plan
+
         if key == LAST:
             return self._last("plan", self.plans(1), "memplan plan --save")
         return self._one("plan", key, Plan, "memplan plan --save")
