@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, insert, select
 from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
 from memplan.store.batch import Instant
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, Row, Summary, merge, tick_frame
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, InstantRow, Summary, merge, tick_frame
 from memplan.store.partition import DAY_NS
 from memplan.store.upsert import add_peaks, add_rollups, insert_many
 from memplan.types import Series
@@ -85,7 +85,7 @@ class SampleLog:
 
     def append(self, connection: sqlalchemy.Connection, batch: Sequence[Instant]) -> None:
         """Write a batch as ticks, one row for each run in it."""
-        runs: dict[str, list[Row]] = {}
+        runs: dict[str, list[InstantRow]] = {}
         for instant in batch:
             ids = self._numbers(connection, instant.series)
             run_id = instant.series[0].run_id or tables.HOST_RUN

@@ -21,7 +21,7 @@ __all__ = [
     "MINUTE_NS",
     "Column",
     "Frame",
-    "Row",
+    "InstantRow",
     "Summary",
     "SummaryRow",
     "merge",
@@ -35,7 +35,7 @@ MINUTE_NS, HOUR_NS = 60 * 10**9, 3600 * 10**9
 SummaryRow = tuple[int, int, int, int, int, float, int]
 """(series id, n, low, high, time of the highest, total, last): what was summarised."""
 
-Row = tuple[int, tuple[int, ...], Sequence[int]]
+InstantRow = tuple[int, tuple[int, ...], Sequence[int]]
 """An instant on its way into a frame: (time, ids of series, a value for each)."""
 
 
@@ -130,7 +130,7 @@ class Frame:
         return cls.of_rows([(t, tuple(row), list(row.values())) for t, row in rows], first_seq)
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Row], first_seq: int) -> Frame:
+    def of_rows(cls, rows: Sequence[InstantRow], first_seq: int) -> Frame:
         """Build a frame from instants in the order in which they were read.
 
         An instant that has a series twice is two: its later values are those of the second.
@@ -316,7 +316,7 @@ def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[i
     return columns
 
 
-def _single(row: Row) -> list[Row]:
+def _single(row: InstantRow) -> list[InstantRow]:
     """Return an instant in parts that have each series once."""
     t_ns, ids, values = row
     if len(set(ids)) == len(ids):
