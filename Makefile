@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .venv-engines
+PEERS := .venv-peers
 # What `make test` leaves to the other targets.
 QUICK := not sweep and not faults and not limits and not engines and not llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep faults limits engines reference llamacpp check format bench docs messages captures clean
+.PHONY: help demo test sweep faults limits engines reference llamacpp check format bench peers docs messages captures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +30,7 @@ sweep: $(STAMP) ## Hold every causal language model of transformers against the 
 	$(BIN)/python -m pytest -n 2 -m sweep
 
 faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -n 2 -m faults
 
 $(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/bare.txt
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
@@ -68,6 +69,13 @@ format: $(STAMP) ## Format the code and mend what the linter can mend
 bench: $(STAMP) ## Benchmarks beside a peer
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+$(PEERS)/.installed: benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	touch $@
+
+peers: $(PEERS)/.installed ## Install what the daemon's cost is measured beside, in an environment of its own
+
 messages: $(STAMP) ## Bring the dashboard's translations up to date and compile them
 	$(BIN)/python scripts/messages.py
 
@@ -78,4 +86,4 @@ docs: $(STAMP) ## Write the generated parts of README.md and docs/ anew (command
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) $(ENGINES) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import logging
 import os
 import socket
 import stat
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memplan_daemon.clock import NS, Clock
+from memplan_daemon.loop import Loop
+from memplan_daemon.proc import may_keep
 from memplan_daemon.snapshot import Snapshot
 
 from memplan.errors import DaemonError, UsageError
 
-__all__ = ["Limits", "Peer", "bind", "group_id", "peer_of", "remove_if_ours", "visible"]
+__all__ = ["Door", "Limits", "Peer", "bind", "group_id", "peer_of", "remove_if_ours", "visible"]
+
+_log = logging.getLogger("memplan.daemon")
+
+_CLOSED_S = 1.0
+"""Seconds for which nobody is let in after the kernel had no descriptor for a connection."""
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -108,6 +118,71 @@ def bind(path: Path, kind: int, gid: int | None) -> socket.socket:
         os.umask(before)
     listener.setblocking(False)  # noqa: FBT003 - the socket module's own signature
     return listener
+
+
+class Door:
+    """Lets connections in, as far as there are descriptors for them besides the sampler's own."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        loop: Loop,
+        clock: Clock,
+        enter: Callable[[socket.socket], None],
+    ) -> None:
+        """Open it.
+
+        Args:
+            listener: what is listened at.
+            loop: waits.
+            clock: ends a pause.
+            enter: called with each new connection.
+        """
+        self._listener = listener
+        self._loop = loop
+        self._clock = clock
+        self._enter = enter
+        self._again_ns: int | None = None
+        self._complained = False
+        loop.add(listener, self._knock)
+        loop.each_round(self._look)
+
+    def close(self) -> None:
+        """Stop to listen."""
+        if self._again_ns is None:
+            self._loop.remove(self._listener)
+        self._again_ns = None
+        self._loop.forget(self._look)
+        self._listener.close()
+
+    def _knock(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has left again
+            return
+        except OSError as error:
+            self._complain(error.strerror or str(error))
+            self._loop.remove(self._listener)
+            self._again_ns = self._clock.monotonic_ns() + round(_CLOSED_S * NS)
+            return
+        if may_keep(peer.fileno()):
+            self._enter(peer)
+        else:
+            self._complain("too few descriptors would be left")
+            peer.close()
+
+    def _complain(self, why: str) -> None:
+        """Once: whoever knocks all the time must not fill the log."""
+        if not self._complained:
+            _log.warning("connections are turned away: %s", why)
+        self._complained = True
+
+    def _look(self) -> None:
+        """Listen again after the pause."""
+        if self._again_ns is not None and self._clock.monotonic_ns() >= self._again_ns:
+            self._again_ns = None
+            self._loop.add(self._listener, self._knock)
 
 
 def remove_if_ours(path: Path, inode: int) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memplan_daemon.access import Limits, Peer, bind, peer_of, remove_if_ours
+from memplan_daemon.access import Door, Limits, Peer, bind, peer_of, remove_if_ours
 from memplan_daemon.clock import Clock
 from memplan_daemon.collectors.base import Event, Reading
 from memplan_daemon.loop import Loop
@@ -108,14 +108,13 @@ class AgentServer:
         self._complained = False
         self._listener = bind(path, socket.SOCK_SEQPACKET, gid)
         self._inode = path.lstat().st_ino
-        loop.add(self._listener, self._accept)
+        self._door = Door(self._listener, loop=loop, clock=clock, enter=self._accept)
 
     def close(self) -> None:
         """Close every connection, stop to listen, remove the socket."""
         for agent in list(self._agents):
             self._drop(agent)
-        self._loop.remove(self._listener)
-        self._listener.close()
+        self._door.close()
         remove_if_ours(self._path, self._inode)
 
     def describe(self) -> list[dict[str, Any]]:
@@ -133,11 +132,7 @@ class AgentServer:
             for agent in sorted(self._agents, key=lambda agent: agent.peer.pid)
         ]
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:  # it has left again, or we are out of descriptors: the next one counts
-            return
+    def _accept(self, connection: socket.socket) -> None:
         peer = peer_of(connection)
         allowed = peer.is_owner or self._gid is not None
         if not allowed or not self._limits.enter(peer.uid):
@@ -170,7 +165,7 @@ class AgentServer:
                 data = agent.socket.recv(MAX_PACKET_BYTES + 1)
             except BlockingIOError:
                 return
-            except OSError:
+            except (OSError, MemoryError):
                 data = b""
             if not data:
                 self._drop(agent)
@@ -229,18 +224,22 @@ class AgentServer:
         elif isinstance(run, str) and run and agent.peer.is_owner:
             agent.run_id = run  # a `memplan run` samples it and lets us store
         else:
-            agent.run_id, agent.ours = self._own_run(agent, job), True
+            agent.run_id = self._own_run(agent, job)
+            agent.ours = agent.run_id in self._jobs.values()
         with contextlib.suppress(OSError):
             agent.socket.send(json.dumps({"run": agent.run_id}).encode())
 
     def _own_run(self, agent: _Agent, job: Any) -> str:
-        """Return the run of an agent that has none: its job's, or a new one."""
+        """Return the run of an agent that has none: its job's, its parents', or a new one."""
         key = f"{agent.peer.uid} {job}" if isinstance(job, str) else f"pid {agent.peer.pid}"
         if key in self._jobs:
             self._sampler.join(agent.peer.pid, self._jobs[key])
             return self._jobs[key]
         if not self._open_runs:
             raise DaemonError("there is no daemon that could open a run")
+        known = self._sampler.run_of(agent.peer.pid)
+        if known is not None and self._sampler.owner(known) == agent.peer.uid:
+            return known  # a worker: in a run of its own it would be counted twice
         process = self._proc.open(agent.peer.pid)
         if process is None:
             raise DaemonError(f"process {agent.peer.pid} cannot be seen from here")

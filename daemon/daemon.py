@@ -26,10 +26,12 @@ from memplan_daemon.sampler import Sampler
 from memplan_daemon.server import Server
 from memplan_daemon.service import Parts, Service
 from memplan_daemon.settings import DaemonSettings
+from memplan_daemon.shipping import Shipping
 from memplan_daemon.tree import ProcessTable
 from memplan_daemon.watching import Watches
 
-from memplan.errors import MemplanError
+from memplan.errors import DaemonError, MemplanError
+from memplan.store.readonly import shown
 from memplan.store.remote import socket_path
 from memplan.wire import agent_path
 
@@ -93,7 +95,7 @@ def _base(database: str, writer: LocalWriter, settings: DaemonSettings) -> _Base
     def counts() -> dict[str, int]:
         return {
             "late_ticks_count": sampler.counts.late_ticks,
-            "dropped_samples_count": sampler.counts.samples_dropped,
+            "dropped_samples_count": sampler.dropped,
             "probe_restarts_count": sum(gpu.probe.restarts for gpu in collectors.gpus),
         }
 
@@ -157,8 +159,17 @@ class _Daemon:
             gid=settings.gid,
         )
         self._closing.callback(agents.close)
+        self._shipping = Shipping(
+            database=database, writer=writer, loop=base.loop, clock=base.clock
+        )
+        self._closing.callback(self._shipping.close)
+        self._ship(settings)
         parts = Parts(
-            watches=watches, agents=agents, gpus=base.collectors.gpus, reload=self._reload_or_raise
+            watches=watches,
+            agents=agents,
+            gpus=base.collectors.gpus,
+            reload=self._reload_or_raise,
+            shipping=self._shipping,
         )
         service = Service(
             writer=writer,
@@ -176,25 +187,19 @@ class _Daemon:
         self._watches = watches
         self._exporters = Exporters(base.sampler, base.collectors.gpus)
         self._closing.callback(self._exporters.close)
-        self._exporters.apply(settings.prometheus, settings.otlp)
+        try:
+            self._exporters.apply(settings.prometheus, settings.otlp)
+        except DaemonError as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            _log.error("sampling goes on without: %s (%s)", error, error.hint)
         base.loop.each_round(self._sign_of_life)
-        self._ship(database, writer)
         _log.info(
-            "sampling every %g s into %s, listening at %s", settings.interval_s, database, path
+            "sampling every %g s into %s, listening at %s",
+            settings.interval_s,
+            shown(database),
+            path,
         )
-
-    def _ship(self, database: str, writer: LocalWriter) -> None:
-        """Copy what is stored to a fleet's database, if the settings name one."""
-        from memplan import config
-
-        if not (url := config.setting("fleet").value):
-            return
-        from memplan.store.ship import Shipper, ShipThread
-
-        thread = ShipThread(Shipper(database, url))
-        thread.start()
-        self._closing.callback(thread.close)
-        self._base.loop.each_round(lambda: thread.acknowledge(writer.shipped))
 
     def run(self) -> None:
         """Go round until it is told to end."""
@@ -228,9 +233,19 @@ class _Daemon:
             _log.error("the settings stay as they were: %s", error)
         self._notifier.ready(f"sampling every {self._base.sampler.interval_s:g} s")
 
+    def _ship(self, settings: DaemonSettings) -> None:
+        self._shipping.apply(
+            settings.fleet, raw=settings.fleet_raw, outbox_bytes=settings.fleet_outbox_bytes
+        )
+
     def _reload_or_raise(self) -> None:
         new = self._read()
         self._exporters.apply(new.prometheus, new.otlp)
+        try:
+            self._ship(new)
+        except MemplanError:
+            self._exporters.apply(self._settings.prometheus, self._settings.otlp)
+            raise
         self._base.sampler.set_interval(new.interval_s)
         self._watches.replace(list(new.rules))
         self._base.book.store_commands = new.store_commands
@@ -246,14 +261,15 @@ class _Daemon:
 def _logging() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
-    before = _log.level
-    _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
+    ours = logging.getLogger("memplan")  # the store's words are the daemon's, too
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
     try:
         yield
     finally:
-        _log.removeHandler(handler)
-        _log.setLevel(before)
+        ours.removeHandler(handler)
+        ours.setLevel(before)
 
 
 @contextlib.contextmanager

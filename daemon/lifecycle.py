@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memplan.errors import DaemonError, StoreLockedError
+from memplan.store.readonly import is_older, shown
 from memplan.store.remote import DaemonClient, socket_path
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
 _log = logging.getLogger("memplan.daemon")
 
 START_S = 20.0
-"""Seconds that a new daemon may take until it answers."""
+"""Seconds that a new daemon may take until it answers, not counting a migration."""
 
 STOP_S = 5.0
 """Seconds that it may take to end before SIGTERM, and again after it."""
@@ -86,6 +87,8 @@ class DaemonStatus:
     """Ticks that were left out."""
     probe_restarts: int | None = None
     """GPU probes that were thrown away."""
+    fleet: Mapping[str, Any] = field(default_factory=dict)
+    """How the copying to a fleet's database is; empty without one."""
 
 
 def start_daemon(
@@ -105,7 +108,8 @@ def start_daemon(
     if status.pid is not None:
         what = "a daemon" if status.running else "a process"
         raise StoreLockedError(
-            f"{what} (pid {status.pid}) writes to {database} already", hint="memplan daemon status"
+            f"{what} (pid {status.pid}) writes to {shown(database)} already",
+            hint="memplan daemon status",
         )
     log = log_path(database)
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,12 +118,15 @@ def start_daemon(
         process = _spawn(database, interval_s, rules, output)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
+        if is_older(database):  # to end it now would roll all back, and the next one began anew
+            deadline = time.monotonic() + START_S
         status = daemon_status(database)
         if status.running and status.pid == process.pid:
             process.returncode = 0  # it goes on by itself: nobody is to wait for it
             return status
         if process.poll() is not None:
-            raise DaemonError(f"the daemon ended at once: {_last_words(log, begin)}")
+            message, hint = _last_words(log, begin)
+            raise DaemonError(f"the daemon ended at once: {message}", hint=hint)
         time.sleep(_PAUSE_S)
     process.kill()
     process.wait()
@@ -150,13 +157,14 @@ def _spawn(
     )
 
 
-def _last_words(log: Path, begin: int) -> str:
-    """Return the error that the daemon printed last, without its label."""
+def _last_words(log: Path, begin: int) -> tuple[str, str]:
+    """Return the error that the daemon printed last and its hint, both without labels."""
     with log.open("rb") as file:
         file.seek(begin)
         lines = file.read().decode("utf-8", "replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")] or lines or [f"see {log}"]
-    return errors[-1].removeprefix("error: ")
+    errors = [line for line in lines if line.startswith("error: ")] or lines or ["it said nothing"]
+    hints = [line for line in lines if line.startswith("hint: ")] or [f"see {log}"]
+    return errors[-1].removeprefix("error: "), hints[-1].removeprefix("hint: ")
 
 
 def stop_daemon(database: str) -> int | None:
@@ -191,7 +199,7 @@ def _end(database: str, pid: int, waiter: int) -> None:
     if daemon_status(database).pid != pid:
         return  # ended meanwhile, and the number may mean another process
     if not _is_daemon(pid):
-        raise DaemonError(f"process {pid} holds {database} and is no daemon")
+        raise DaemonError(f"process {pid} holds {shown(database)} and is no daemon")
     _log.warning("the daemon does not answer: SIGTERM")
     signal.pidfd_send_signal(waiter, signal.SIGTERM)
     if not _ended(waiter):
@@ -234,6 +242,7 @@ def daemon_status(database: str) -> DaemonStatus:
         stretch=found.get("stretch", 1.0),
         late_ticks=found.get("late_ticks"),
         probe_restarts=found.get("probe_restarts"),
+        fleet=found.get("fleet", {}),
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import selectors
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from memplan_daemon.sampler import Sampler
 
 __all__ = ["HasDescriptor", "Loop"]
+
+_log = logging.getLogger("memplan.daemon")
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
@@ -21,6 +25,9 @@ class HasDescriptor(Protocol):
         """Return the descriptor."""
         ...
 
+
+_BREATH_S = 0.05
+"""Pause after a round for which there was no memory, so that it is not tried at full speed."""
 
 Source = int | HasDescriptor
 Callback = Callable[[], None]
@@ -39,6 +46,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._idle: list[Callback] = []
         self._stopped = False
+        self._starved = False
 
     def add(self, source: Source, callback: Callback, events: int = READ) -> None:
         """Call back whenever a descriptor is readable (or, by `events`, writable)."""
@@ -56,6 +64,10 @@ class Loop:
         """Call back once in every round: after each event, and at least at each tick."""
         self._idle.append(callback)
 
+    def forget(self, callback: Callback) -> None:
+        """Do not call back in every round any more."""
+        self._idle.remove(callback)
+
     def stop(self) -> None:
         """End `run` after the current round."""
         self._stopped = True
@@ -70,7 +82,16 @@ class Loop:
             self.round(longest_s)
 
     def round(self, longest_s: float) -> None:
-        """Wait once, answer what is ready, tick if it is due."""
+        """Wait once, answer what is ready, tick if it is due; without memory, as far as it goes."""
+        try:
+            self._round(longest_s)
+        except MemoryError:
+            if not self._starved:
+                _log.warning("out of memory: what needs it is left out")  # once
+            self._starved = True
+            time.sleep(_BREATH_S)
+
+    def _round(self, longest_s: float) -> None:
         timeout = min(self._sampler.due_in_s(), longest_s)
         for key, _ in self._selector.select(timeout):
             key.data()

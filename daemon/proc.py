@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = [
     "Process",
     "Stat",
     "kib_fields",
+    "may_keep",
     "parse_stat",
     "raise_descriptor_limit",
     "read_at",
@@ -68,7 +70,7 @@ _SPARE = 16
 """Descriptors that are never kept: listing, reading a file and the store need some for a moment."""
 
 
-def _may_keep(descriptor: int) -> bool:
+def may_keep(descriptor: int) -> bool:
     """Return True where enough descriptors are left beside one that is to be kept.
 
     The kernel gives the lowest free number, so the number tells how many are in use.
@@ -128,6 +130,26 @@ def kib_fields(data: bytes) -> dict[str, int]:
     return found
 
 
+def _stats(folder: int, names: list[str]) -> dict[int, Stat]:
+    """Return what `parse_stat` says of each process; `read_at` for thousands, all in one place."""
+    found = {}
+    open_, read, close, flags = os.open, os.read, os.close, os.O_RDONLY | os.O_CLOEXEC
+    for name in names:
+        try:
+            descriptor = open_(name + "/stat", flags, dir_fd=folder)
+        except OSError:
+            continue
+        try:
+            stat = parse_stat(read(descriptor, _STAT_BYTES))
+        except OSError:  # ESRCH: it ended between the two calls
+            continue
+        finally:
+            close(descriptor)
+        if stat is not None:
+            found[stat.pid] = stat
+    return found
+
+
 class ProcFolder:
     """One /proc."""
 
@@ -153,10 +175,16 @@ class ProcFolder:
             return {}
         try:
             names = [n for n in os.listdir(folder) if n.isdigit()]  # noqa: PTH208 - by descriptor
-            found = (parse_stat(read_at(f"{name}/stat", folder, _STAT_BYTES)) for name in names)
-            return {stat.pid: stat for stat in found if stat is not None}
+            return _stats(folder, names)
         finally:
             os.close(folder)
+
+    def line(self, pid: int) -> Iterator[int]:
+        """Yield a process, its parent, the parent's parent ... as they are now."""
+        while pid > 1:
+            yield pid
+            stat = parse_stat(self.read(f"{pid}/stat"))
+            pid = stat.parent if stat is not None else 0
 
     def open(self, pid: int) -> Process | None:
         """Take hold of one process, or return None when it is gone."""
@@ -167,7 +195,7 @@ class ProcFolder:
             return None
         except OSError:  # out of descriptors: by path, with the risk of a reused id
             return Process(pid, path, None)
-        if not _may_keep(folder):
+        if not may_keep(folder):
             os.close(folder)
             return Process(pid, path, None)
         return Process(pid, path, folder)
@@ -226,7 +254,7 @@ class Process:
         if self._folder is None:
             return None
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        if _may_keep(descriptor):
+        if may_keep(descriptor):
             self._kept[name] = descriptor
             return descriptor
         os.close(descriptor)

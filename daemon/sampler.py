@@ -6,18 +6,22 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from memplan_daemon.budget import CpuBudget
-from memplan_daemon.clock import NS, Clock
-from memplan_daemon.collectors.base import Collector, Event, Gap, Pace, Reading, Watch
+from memplan_daemon.clock import NS, Clock, ClockWatch
+from memplan_daemon.collectors.base import Collector, Event, Pace, Reading, Watch
+from memplan_daemon.counts import Counts, Paces
 from memplan_daemon.eventlog import EventLog
+from memplan_daemon.layouts import Found, Layouts
 from memplan_daemon.proc import ProcFolder
 from memplan_daemon.snapshot import Board, RunInfo
 from memplan_daemon.tree import Group, ProcessTable, Tree
 
 from memplan.errors import DaemonError, StoreError, UsageError
 from memplan.store.base import Writer
-from memplan.types import Sample, Series
+from memplan.store.batch import Instant, Instants
+from memplan.types import Sample
 
 __all__ = ["BUFFER_S", "Counts", "Paces", "Sampler"]
 
@@ -31,42 +35,13 @@ BATCH_SAMPLES = 20_000
 
 SHORTEST_INTERVAL_S = 0.01
 
-_MOST_SERIES = 20_000
-"""Series objects kept per run; processes that come and go would make ever more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paces:
-    """Seconds between the slower readings; each is taken in the first tick, too."""
-
-    medium_s: float = 5.0
-    """What changes slowly: control groups, power, temperature."""
-    rare_s: float = 60.0
-    """What costs the driver something: PCIe, NVLink, ECC."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Counts:
-    """What a sampler did so far."""
-
-    ticks: int = 0
-    """Ticks taken."""
-    late_ticks: int = 0
-    """Ticks that were due while the one before was still running: skipped, never made up for."""
-    samples_written: int = 0
-    """Samples that the store has taken."""
-    samples_dropped: int = 0
-    """Samples given up because the store refused them for too long."""
-    lateness_ns: int = 0
-    """By how much the newest tick was late."""
-
 
 @dataclass(slots=True)
 class _Tick:
     """The samples of one tick on their way to the store."""
 
     monotonic_ns: int
-    samples: list[Sample]
+    samples: Instants
 
 
 class Sampler:
@@ -74,7 +49,7 @@ class Sampler:
 
     A collector that fails is logged once and left out until it works again. When the store
     refuses (disk full) or is gone, samples wait in memory, BUFFER_S long at most, and are offered
-    again at every tick. Series objects are kept, so that a tick makes no new ones.
+    again at every tick.
     """
 
     def __init__(
@@ -137,14 +112,16 @@ class Sampler:
         self._table = table or ProcessTable(self._proc, clock)
         self._paces = paces or Paces()
         self._groups: dict[str, Group] = {}
-        self._series: dict[str | None, dict[tuple[str, str], Series]] = {}
+        self._layouts = Layouts()
         self._failing: set[int] = set()
+        self._over: list[str] = []
         self._buffer: deque[_Tick] = deque()
-        self._extra: list[Sample] = []
-        self._extra_found: list[tuple[str | None, Reading | Gap]] = []
+        self._extra: list[Instant] = []
+        self._extra_found: list[tuple[str | None, Found]] = []
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
         self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
         self._last_t_ns = 0
+        self._clock_watch = ClockWatch(clock)
 
     def set_interval(self, interval_s: float) -> None:
         """Take another interval from the next tick on. Raises UsageError as the constructor."""
@@ -180,8 +157,11 @@ class Sampler:
         """Stop sampling a run; harmless when it is not watched."""
         group = self._groups.pop(run_id, None)
         if group is not None:
+            group.drop_ended()
+            if not group.alive:
+                self._over.append(run_id)
             group.close()
-        self._series.pop(run_id, None)
+        self._layouts.forget(run_id)
         self.quiet.discard(run_id)
 
     def join(self, pid: int, run_id: str) -> None:
@@ -191,6 +171,14 @@ class Sampler:
             group.join(pid)
             self._table.expire()
 
+    def run_of(self, pid: int) -> str | None:
+        """Return the run that a process belongs to, itself or by those that it comes from."""
+        for ancestor in self._proc.line(pid):
+            for run_id, group in self._groups.items():
+                if ancestor in group.members:
+                    return run_id
+        return None
+
     def owner(self, run_id: str) -> int | None:
         """Return the user whose processes a run is made of; None when that is not known."""
         group = self._groups.get(run_id)
@@ -198,11 +186,9 @@ class Sampler:
 
     def add(self, run_id: str | None, t_ns: int, readings: list[Reading]) -> None:
         """Take readings from elsewhere (an agent) into the next tick's batch."""
-        self._extra_found += [(run_id, reading) for reading in readings]
-        self._extra += [
-            Sample(series=self._one(run_id, r.entity, r.metric), t_ns=t_ns, value=r.value)
-            for r in readings
-        ]
+        if readings:
+            self._extra_found.append((run_id, readings))
+            self._extra.append(self._layouts.instant(run_id, t_ns, readings))
 
     def note(self, event: Event, run_id: str | None = None) -> None:
         """Take an event from elsewhere: stored in the next tick's batch, logged, kept."""
@@ -220,19 +206,21 @@ class Sampler:
         due = self._due(now)
         self.counts.ticks += 1
         found, self._extra_found = self._extra_found, []
-        samples, self._extra = self._extra, []
+        instants, self._extra = self._extra, []
         for watch in self._watches(now, due):
-            self._collect(watch, t_ns, samples, found)
+            instants += self._collect(watch, t_ns, found)
+        while self._over:  # their processes have had their final rows
+            self._layouts.forget(self._over.pop())
         runs = {run_id: _info(group) for run_id, group in self._groups.items()}
         self.board.publish(t_ns=t_ns, tick=self.counts.ticks, due=due, found=found, runs=runs)
-        self.offer(samples)
+        self.offer(Instants(instants))
         if self.budget is not None:
             self.budget.update()
 
-    def offer(self, samples: list[Sample]) -> None:
+    def offer(self, samples: Sequence[Sample]) -> None:
         """Put samples behind those that wait, and write as many as the store takes."""
         if samples:
-            self._buffer.append(_Tick(self._clock.monotonic_ns(), samples))
+            self._buffer.append(_Tick(self._clock.monotonic_ns(), Instants.of(samples)))
         try:
             self.events.save(self.writer)
             self._flush()
@@ -251,6 +239,11 @@ class Sampler:
         elif self.store_error:
             _log.info("the store takes samples again")
             self.store_error, self.store_gone = "", False
+
+    @property
+    def dropped(self) -> int:
+        """Samples given up so far: here, and by a store that kept them back for too long."""
+        return self.counts.samples_dropped + int(getattr(self.writer, "dropped", 0))
 
     def close(self) -> None:
         """Let go of all processes; what still waits is counted as dropped."""
@@ -283,6 +276,9 @@ class Sampler:
     def _stamp(self) -> int:
         """Return the wall clock, moved on by 1 ns where it stood still since the last tick."""
         wall = self._clock.wall_ns()
+        if moved := self._clock_watch.moved_ns(wall):
+            text = f"the wall clock moved by {moved / NS:+.1f} s (it was set, or the machine slept)"
+            self.events.keep(Event("host", "host.clock", round(moved / NS), text), None, wall)
         self._last_t_ns = wall + 1 if wall == self._last_t_ns else wall
         return self._last_t_ns
 
@@ -314,42 +310,22 @@ class Sampler:
                 )
             elif isinstance(group, Tree):
                 self.unwatch(run_id)
+        watches += [Watch(run_id=run_id, pid=None, tick=tick, due=due) for run_id in self._over]
         return watches
 
     def _collect(
-        self,
-        watch: Watch,
-        t_ns: int,
-        samples: list[Sample],
-        found: list[tuple[str | None, Reading | Gap]],
-    ) -> None:
-        known = self._series.setdefault(watch.run_id, {})
-        for index, collector in enumerate(self._collectors):
-            for item in self._readings(index, collector, watch):
-                if isinstance(item, Event):
-                    self.events.keep(item, watch.run_id, t_ns)
-                    continue
-                found.append((watch.run_id, item))
-                if isinstance(item, Reading):
-                    series = known.get((item.entity, item.metric))
-                    if series is None:
-                        series = self._one(watch.run_id, item.entity, item.metric)
-                    samples.append(Sample(series=series, t_ns=t_ns, value=item.value))
+        self, watch: Watch, t_ns: int, found: list[tuple[str | None, Found]]
+    ) -> list[Instant]:
+        """Ask every collector about a run, or the host, and return the samples."""
+        readings = (self._readings(i, one, watch) for i, one in enumerate(self._collectors))
+        groups = [items for items in readings if items]
+        found += [(watch.run_id, items) for items in groups]
+        samples, events = self._layouts.sort_out(watch.run_id, t_ns, groups)
+        for event in events:
+            self.events.keep(event, watch.run_id, t_ns)
+        return samples
 
-    def _one(self, run_id: str | None, entity: str, metric: str) -> Series:
-        """Return the one object of a series; its equals would be compared field by field."""
-        known = self._series.setdefault(run_id, {})
-        series = known.get((entity, metric))
-        if series is None:
-            if len(known) > _MOST_SERIES:
-                known.clear()
-            series = Series(run_id=run_id, entity=entity, metric=metric)
-            known[entity, metric] = series
-        return series
-
-    def _readings(
-        self, index: int, collector: Collector, watch: Watch
-    ) -> list[Reading | Gap | Event]:
+    def _readings(self, index: int, collector: Collector, watch: Watch) -> Found:
         try:
             readings = list(collector.collect(watch))
         except Exception:  # noqa: BLE001 - whatever it is, the other collectors go on
@@ -362,16 +338,17 @@ class Sampler:
 
     def _flush(self) -> None:
         while self._buffer:
-            count = 0
-            batch: list[Sample] = []
+            count = size = 0
             for tick in self._buffer:
-                if batch and len(batch) + len(tick.samples) > BATCH_SAMPLES:
+                if count and size + len(tick.samples) > BATCH_SAMPLES:
                     break
-                batch += tick.samples
+                size += len(tick.samples)
                 count += 1
+            ticks = list(islice(self._buffer, count))
+            batch = Instants(instant for tick in ticks for instant in tick.samples.instants)
             write = self.writer.stage_samples if self._staged else self.writer.write_samples
             write(batch)
-            self.counts.samples_written += len(batch)
+            self.counts.samples_written += size
             for _ in range(count):
                 self._buffer.popleft()
 

@@ -8,7 +8,7 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from memplan_daemon.access import Limits, Peer, bind, peer_of, remove_if_ours
+from memplan_daemon.access import Door, Limits, Peer, bind, peer_of, remove_if_ours
 from memplan_daemon.clock import NS, Clock
 from memplan_daemon.loop import READ, WRITE, Loop
 from memplan_daemon.service import Service, Session
@@ -92,30 +92,18 @@ class Server:
         self._guests = Limits(MAX_CONNECTIONS, MAX_CONNECTIONS_GUEST)
         self._listener = bind(path, socket.SOCK_STREAM, gid)
         self._inode = path.lstat().st_ino
-        self._accepting = True
         self._complained = False
-        loop.add(self._listener, self._accept)
+        self._door = Door(self._listener, loop=loop, clock=clock, enter=self._accept)
         loop.each_round(self._expire)
 
     def close(self) -> None:
         """Close every connection, stop to listen, remove the socket."""
         for connection in list(self._connections):
             self._drop(connection, lost=False)
-        if self._accepting:
-            self._loop.remove(self._listener)
-        self._listener.close()
+        self._door.close()
         remove_if_ours(self._path, self._inode)
 
-    def _accept(self) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:  # out of descriptors: go on when a client has left
-            _log.warning("cannot accept a connection: %s", error)
-            self._loop.remove(self._listener)
-            self._accepting = False
-            return
+    def _accept(self, peer: socket.socket) -> None:
         who = peer_of(peer)
         allowed = who.is_owner or self._gid is not None
         if len(self._connections) >= MAX_CONNECTIONS or not allowed or not self._enter(who):
@@ -130,16 +118,13 @@ class Server:
         return (self._owners if who.is_owner else self._guests).enter(who.uid)
 
     def _expire(self) -> None:
-        """Close connections whose request does not arrive, and accept again after a pause."""
+        """Close connections whose request does not arrive."""
         now = self._clock.monotonic_ns()
         for connection in list(self._connections):
             unfinished = len(connection.frames) or connection.out
             slowest_s = SLOWEST_REQUEST_S if connection.who.is_owner else SLOWEST_GUEST_S
             if unfinished and connection.since_ns < now - round(slowest_s * NS):
                 self._drop(connection)
-        if not self._accepting:
-            self._loop.add(self._listener, self._accept)
-            self._accepting = True
 
     def _drop(self, connection: _Connection, *, lost: bool = True) -> None:
         self._connections.discard(connection)
@@ -150,6 +135,13 @@ class Server:
             self._service.end(connection.session)
 
     def _read(self, connection: _Connection) -> None:
+        try:
+            self._take(connection)
+        except MemoryError:  # no room for what it sends: it may come again
+            if connection in self._connections:
+                self._drop(connection)
+
+    def _take(self, connection: _Connection) -> None:
         try:
             data = connection.peer.recv(_RECEIVE_BYTES)
         except BlockingIOError:

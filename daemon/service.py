@@ -14,6 +14,7 @@ from memplan_daemon.clock import Clock
 from memplan_daemon.collectors.gpu import GpuCollector
 from memplan_daemon.proc import ProcFolder
 from memplan_daemon.sampler import Sampler
+from memplan_daemon.shipping import Shipping
 from memplan_daemon.watching import Watches, parse_rule
 
 from memplan import __version__
@@ -65,6 +66,8 @@ class Parts:
     """The GPUs."""
     reload: Callable[[], None] | None = None
     """Reads the settings again."""
+    shipping: Shipping | None = None
+    """Copies to a fleet's database."""
 
 
 class Service:
@@ -109,6 +112,7 @@ class Service:
             "status": self._status,
             "save_plan": self._save_plan,
             "save_run": self._save_run,
+            "delete_run": self._delete_run,
             "save_phases": self._save_phases,
             "save_devices": self._save_devices,
             "save_events": self._save_events,
@@ -159,7 +163,7 @@ class Service:
             "late_ticks": counts.late_ticks,
             "lateness_ns": counts.lateness_ns,
             "samples_written": counts.samples_written,
-            "samples_dropped": counts.samples_dropped,
+            "samples_dropped": sampler.dropped,
             "cpu_share": budget.share if budget is not None else None,
             "stretch": budget.stretch if budget is not None else 1.0,
             "store_error": sampler.store_error,
@@ -175,6 +179,7 @@ class Service:
             "watching": sampler.watched,
             "watches": parts.watches.rules if parts.watches is not None else {},
             "agents": parts.agents.describe() if parts.agents is not None else [],
+            "fleet": parts.shipping.describe() if parts.shipping is not None else {},
             "events": [
                 {
                     "t_ns": t,
@@ -229,6 +234,11 @@ class Service:
             session.running[run.id] = run
         else:
             session.running.pop(run.id, None)
+
+    def _delete_run(self, arguments: Arguments, session: Session) -> bool:
+        """Delete one part of a run, some 30 ms long: whoever asked comes again for the rest."""
+        del session
+        return self._writer.delete_run(_text(arguments, "run_id"))
 
     def _save_phases(self, arguments: Arguments, session: Session) -> None:
         del session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from memplan_daemon.access import group_id
@@ -10,6 +10,7 @@ from memplan_daemon.watching import Rule, parse_rule
 
 from memplan import config
 from memplan.errors import UsageError
+from memplan.units import parse_bytes
 
 __all__ = ["DaemonSettings", "read_settings"]
 
@@ -35,6 +36,12 @@ class DaemonSettings:
     """Loopback address and port to answer scrapes at; None = it listens nowhere."""
     otlp: str = ""
     """Where to push OpenTelemetry metrics to; "" = nowhere."""
+    fleet: str = field(default="", repr=False)
+    """URL of a fleet's PostgreSQL, perhaps with a password; "" = none."""
+    fleet_raw: bool = False
+    """Copy samples there, too."""
+    fleet_outbox_bytes: int = 0
+    """Bytes that may wait for it."""
 
 
 def read_settings(
@@ -58,6 +65,9 @@ def read_settings(
         store_commands=_switch("store_commands", values["store_commands"]),
         prometheus=_address(values["prometheus"]),
         otlp=_url(values["otlp"]),
+        fleet=_fleet(values["fleet"]),
+        fleet_raw=_switch("fleet_raw", values["fleet_raw"]),
+        fleet_outbox_bytes=parse_bytes(values["fleet_outbox"]),
     )
 
 
@@ -101,5 +111,14 @@ def _url(text: str) -> str:
     if urlsplit(text).scheme not in ("http", "https"):
         raise UsageError(
             f"otlp is no URL: {text!r}", hint="otlp = http://localhost:4318/v1/metrics"
+        )
+    return text
+
+
+def _fleet(text: str) -> str:
+    if text and not (text.startswith("postgresql") and "://" in text):
+        raise UsageError(
+            "fleet is no URL of a PostgreSQL database",  # it may hold a password
+            hint="fleet = postgresql+psycopg://HOST/NAME",
         )
     return text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
-from memplan_daemon.collectors.base import Gap, Reading
+from memplan_daemon.collectors.base import Event, Gap, Reading
 
 __all__ = ["Board", "Key", "RunInfo", "Snapshot"]
 
@@ -14,6 +15,7 @@ Key = tuple[str | None, str, str]
 """(run id or None for the host, entity, metric)."""
 
 _Item = TypeVar("_Item", Reading, Gap)
+_Value = TypeVar("_Value", int, str)
 
 _COMES_AND_GOES = ("process:", "gpu:", "torch:")
 """Entities that are shown only while they answered in the newest tick."""
@@ -45,10 +47,31 @@ class Snapshot:
     """The runs that are watched."""
 
 
-@dataclass(frozen=True, slots=True)
+Found = Sequence[tuple[str | None, Sequence[Reading | Gap | Event]]]
+"""What the collectors have found in one tick, run by run."""
+
+
 class _Layer:
-    readings: tuple[tuple[str | None, Reading], ...]
-    gaps: tuple[tuple[str | None, Gap], ...]
+    """One tick, looked through when somebody asks for the first time."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+
+    @cached_property
+    def values(self) -> dict[Key, int]:
+        """Its numbers."""
+        return {(run, r.entity, r.metric): r.value for run, r in self._items(Reading)}
+
+    @cached_property
+    def gaps(self) -> dict[Key, str]:
+        """Its gaps."""
+        return {(run, gap.entity, gap.metric): gap.state for run, gap in self._items(Gap)}
+
+    def _items(self, kind: type[_Item]) -> Iterator[tuple[str | None, _Item]]:
+        for run, items in self._found:
+            for item in items:
+                if isinstance(item, kind):
+                    yield run, item
 
 
 class Board:
@@ -59,7 +82,7 @@ class Board:
 
     def __init__(self) -> None:
         """Begin empty."""
-        empty = _Layer((), ())
+        empty = _Layer(())
         self._state = (0, 0, empty, empty, empty, dict[str, RunInfo]())
         self._cached = Snapshot()
 
@@ -69,7 +92,7 @@ class Board:
         t_ns: int,
         tick: int,
         due: Iterable[str],
-        found: list[tuple[str | None, Reading | Gap]],
+        found: Found,
         runs: dict[str, RunInfo],
     ) -> None:
         """Put a tick up.
@@ -78,13 +101,10 @@ class Board:
             t_ns: when.
             tick: its number, from 1.
             due: slower paces that it contains.
-            found: readings and gaps with the run they belong to.
+            found: readings and gaps with the run they belong to; none of it changes any more.
             runs: what is watched.
         """
-        layer = _Layer(
-            tuple((run, item) for run, item in found if isinstance(item, Reading)),
-            tuple((run, item) for run, item in found if isinstance(item, Gap)),
-        )
+        layer = _Layer(found)
         _, _, _, medium, rare, _ = self._state
         medium = layer if "medium" in due else medium
         rare = layer if "rare" in due else rare
@@ -94,15 +114,11 @@ class Board:
         """Return the newest state; the same object as long as nothing is newer."""
         t_ns, tick, fast, medium, rare, runs = self._state
         if self._cached.tick != tick:
-            fresh = {(run, item.entity) for run, item in fast.readings}
-            layers = (
-                *_alive(rare.readings, fresh, runs),
-                *_alive(medium.readings, fresh, runs),
-                *fast.readings,
-            )
-            gaps = (*_alive(medium.gaps, fresh, runs), *fast.gaps)
-            values = {(run, r.entity, r.metric): r.value for run, r in layers}
-            missing = {(run, g.entity, g.metric): g.state for run, g in gaps}
+            fresh = {key[:2] for key in fast.values}
+            values = _alive(rare.values, fresh, runs)
+            values |= _alive(medium.values, fresh, runs)
+            values |= fast.values
+            missing = _alive(medium.gaps, fresh, runs) | fast.gaps
             self._cached = Snapshot(
                 t_ns=t_ns,
                 tick=tick,
@@ -114,13 +130,13 @@ class Board:
 
 
 def _alive(
-    items: Iterable[tuple[str | None, _Item]],
-    fresh: set[tuple[str | None, str]],
-    runs: Mapping[str, RunInfo],
-) -> Iterator[tuple[str | None, _Item]]:
-    """Yield older readings of what is still there."""
-    for run, item in items:
-        if run is not None and run not in runs:
-            continue
-        if not item.entity.startswith(_COMES_AND_GOES) or (run, item.entity) in fresh:
-            yield run, item
+    items: Mapping[Key, _Value], fresh: set[tuple[str | None, str]], runs: Mapping[str, RunInfo]
+) -> dict[Key, _Value]:
+    """Return older readings of what is still there."""
+    there = {
+        thing
+        for thing in {key[:2] for key in items}
+        if (thing[0] is None or thing[0] in runs)
+        and (thing in fresh or not thing[1].startswith(_COMES_AND_GOES))
+    }
+    return {key: value for key, value in items.items() if key[:2] in there}

@@ -36,6 +36,8 @@ Restart=on-failure
 RestartSec=2
 RestartPreventExitStatus=2
 WatchdogSec=60
+# A database of an older version with millions of samples takes minutes to be moved over.
+TimeoutStartSec=30min
 TimeoutStopSec=10
 User=memplan
 Group=memplan
@@ -99,6 +101,8 @@ Restart=on-failure
 RestartSec=2
 RestartPreventExitStatus=2
 WatchdogSec=60
+# A database of an older version with millions of samples takes minutes to be moved over.
+TimeoutStartSec=30min
 TimeoutStopSec=10
 Nice=5
 # A user's manager may do little: what needs a namespace or drops capabilities ends in 218.

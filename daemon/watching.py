@@ -176,10 +176,10 @@ class Watches:
         self._choosers: dict[str, _Chooser] = {}
         self._runs: dict[tuple[str, str], _Run] = {}
         self._keys: dict[str, dict[int, str]] = {}
+        self._chosen: dict[str, set[int]] = {}
         self._full = False
         self._set: set[str] = set()
         self._strangers: set[int] = set()
-        sampler.before_tick.append(self._tick)
 
     @property
     def rules(self) -> dict[str, list[str]]:
@@ -191,6 +191,8 @@ class Watches:
 
     def add(self, rule: Rule) -> None:
         """Follow a rule from the next listing on; one that is there already stays."""
+        if not self._choosers:  # without rules nobody needs to know what processes there are
+            self._sampler.before_tick.append(self._tick)
         if rule.text not in self._choosers:
             self._choosers[rule.text] = _Chooser(rule, self._proc, self._gpu_pids)
 
@@ -199,7 +201,10 @@ class Watches:
         if text not in self._choosers:
             raise UsageError(f"{text!r} is not watched", hint="memplan watch list")
         del self._choosers[text]
+        if not self._choosers:
+            self._sampler.before_tick.remove(self._tick)
         self._keys.pop(text, None)
+        self._chosen.pop(text, None)
         for key in [key for key in self._runs if key[0] == text]:
             self._end(key)
 
@@ -214,13 +219,14 @@ class Watches:
         self._set = wanted
 
     def _tick(self, table: ProcessTable, listed: bool) -> None:  # noqa: FBT001 - a callback
-        if not self._choosers:
-            return
         if listed:
             self._strangers = self._not_ours(table)
         for text, chooser in self._choosers.items():
             if listed or chooser.rule.kind == "gpu":
-                self._assign(text, chooser.choose(table) - self._strangers, table)
+                pids = chooser.choose(table) - self._strangers
+                if listed or pids != self._chosen.get(text):
+                    self._chosen[text] = pids
+                    self._assign(text, pids, table)
         if listed:
             self._book.retry()
             for key in [k for k, run in self._runs.items() if not run.pids]:

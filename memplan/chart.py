@@ -156,6 +156,12 @@ def draw(
     return chart.rows()
 
 
+def columns(width: int, style: Glyphs, words: Words) -> int:
+    """Return the columns of time in a chart of a width."""
+    gutter = words.width() + 3 if width >= _NARROW else 0
+    return max(width - _LABEL - gutter, 0) * style.across
+
+
 class Chart:
     """A chart that goes on: newer points cost their own columns, the rest stays drawn."""
 
@@ -177,6 +183,20 @@ class Chart:
         """Add points, oldest first, none older than those that were added before."""
         if self._fits:
             self._changed = min(self._changed, self._columns.add(points))
+
+    def move(self, axis: Axis) -> bool:
+        """Go on over a later stretch of time, as far as that lies on the same cells.
+
+        Args:
+            axis: all but the times are as before.
+        """
+        steps = self._columns.move(axis, self._style.across) if self._fits else None
+        if steps is None:
+            return False
+        self._axis = axis
+        if steps:
+            self._cells.shift(steps, self._columns.spans, self._top)
+        return True
 
     def rows(self) -> list[Row]:
         """Return the rows as `draw` does."""
@@ -280,30 +300,41 @@ class _Cells:
         dots = self.rows * self._style.down
         return min(max(round((1 - share) * (dots - 1)), 0), dots - 1)
 
+    def shift(self, steps: int, spans: Sequence[tuple[int, int] | None], top: int) -> None:
+        """Move the curve to the left by columns that fill whole cells; its new end is empty."""
+        cells = steps // self._style.across
+        for bits in self._bits:
+            bits[:] = bits[cells:] + [0] * cells
+        self._joined = [None] * self.rows
+        if top:
+            self.curve(spans[: self._style.across], top, 0)
+
     def curve(self, spans: Sequence[tuple[int, int] | None], top: int, first: int) -> None:
         """Draw the curve from the lowest to the highest of each column, joined to the last.
 
         Args:
-            spans: lowest and highest of every column.
+            spans: lowest and highest of every column, up to the last that is drawn.
             top: value at the upper end.
             first: column from which on the curve is drawn anew.
         """
-        cell = first // self._style.across
+        cell, end = first // self._style.across, -(-len(spans) // self._style.across)
         first = cell * self._style.across
-        old = [bits[cell:] for bits in self._bits]
+        old = [bits[cell:end] for bits in self._bits]
         for bits in self._bits:
-            bits[cell:] = [0] * (len(bits) - cell)
+            bits[cell:end] = [0] * (end - cell)
         before = self._dots(spans[first - 1], top) if first else None
+        shown, dots = spans[first - 1] if first else None, before
         for x, span in enumerate(spans[first:], first):
-            dots = self._dots(span, top)
+            if span != shown:
+                shown, dots = span, self._dots(span, top)
             if dots is not None:
                 high, low = dots
                 if before is not None:
                     high, low = min(high, before[1]), max(low, before[0])
                 self._stroke(x, high, low)
             before = dots
-        for i, tail in enumerate(old):
-            if self._bits[i][cell:] != tail:
+        for i, part in enumerate(old):
+            if self._bits[i][cell:end] != part:
                 self._joined[i] = None
 
     def _dots(self, span: tuple[int, int] | None, top: int) -> tuple[int, int] | None:

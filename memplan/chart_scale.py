@@ -87,7 +87,8 @@ def top_of(highest: int | None, axis: Scale) -> int:
 class Columns:
     """(lowest, highest) of each column; short gaps hold the last value, long ones are None.
 
-    Points may come little by little, oldest first: each costs its own column alone.
+    Points may come little by little, oldest first: each costs its own column alone. The last one
+    before the left edge is held, too.
     """
 
     def __init__(self, axis: Scale, count: int) -> None:
@@ -104,25 +105,65 @@ class Columns:
 
     def add(self, points: Iterable[tuple[int, int]]) -> int:
         """Count points in; return the first column that may have changed."""
-        start, end, gap = self._axis.start_ns, self._axis.end_ns, self._axis.gap_ns
-        found, count, last = self.spans, len(self.spans), self._last
-        span, first = max(end - start, 1), count
+        start, end = self._axis.start_ns, self._axis.end_ns
+        found, count, span = self.spans, len(self.spans), max(end - start, 1)
+        first = count
         for t, value in points:
-            if not start <= t <= end:
+            if t > end:
+                continue
+            if t < start:
+                self._last = (-1, t, value)
                 continue
             column = min((t - start) * count // span, count - 1)
             if first == count:
-                first = column if last is None else last[0]
-            if last is not None and t - last[1] <= gap:
-                for between in range(last[0] + 1, column):
-                    found[between] = (last[2], last[2])
-            low, high = found[column] or (value, value)
-            found[column] = (min(low, value), max(high, value))
-            last = (column, t, value)
+                first = column if self._last is None else max(self._last[0], 0)
+            self._hold(column, t)
+            known = found[column]
+            if known is None:
+                found[column] = (value, value)
+            elif value > known[1]:
+                found[column] = (known[0], value)
+            elif value < known[0]:
+                found[column] = (value, known[1])
             if self.highest is None or value > self.highest:
                 self.highest = value
-        self._last = last
+            self._last = (column, t, value)
         return first
+
+    def _hold(self, column: int, t_ns: int) -> None:
+        """Hold the last value up to a column, unless that is a gap."""
+        if self._last is None or t_ns - self._last[1] > self._axis.gap_ns:
+            return
+        before, _, value = self._last
+        for between in range(max(before + 1, 0), column):
+            self.spans[between] = (value, value)
+        if before < 0 < column:
+            self.highest = value if self.highest is None else max(self.highest, value)
+
+    def move(self, axis: Scale, across: int) -> int | None:
+        """Go on over a later stretch of time; return by how many columns it lies further on.
+
+        None, and nothing is done, when it is of another length or does not begin at a cell.
+
+        Args:
+            axis: its times.
+            across: columns in a cell.
+        """
+        count, moved = len(self.spans), axis.start_ns - self._axis.start_ns
+        span = axis.end_ns - axis.start_ns
+        if not count or span % count or span != self._axis.end_ns - self._axis.start_ns:
+            return None
+        steps, rest = divmod(moved, span // count)
+        if rest or steps % across or not 0 <= steps <= count:
+            return None
+        self._axis = axis
+        if not steps:
+            return 0
+        self.spans = self.spans[steps:] + [None] * steps
+        self.highest = max((known[1] for known in self.spans if known is not None), default=None)
+        if self._last is not None:
+            self._last = (self._last[0] - steps, *self._last[1:])
+        return steps
 
 
 def ticks(top: int, rows: int, unit: str) -> Iterator[tuple[float, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memplan.types import (
     PARTS,
@@ -16,14 +17,15 @@ from memplan.types import (
     Comparison,
     Device,
     DeviceComparison,
-    Ledger,
     Part,
     PartComparison,
     Peak,
     Phase,
-    Plan,
     Run,
 )
+
+if TYPE_CHECKING:
+    from memplan.types import Ledger, Plan
 
 __all__ = ["START_PHASE", "compare"]
 

@@ -115,6 +115,11 @@ def _settings() -> dict[str, Setting]:
             Setting(name="database_cap", default="1GiB", help="Largest database file."),
             Setting(name="fleet", default="", help="URL of a fleet's PostgreSQL; empty = none."),
             Setting(
+                name="fleet_raw",
+                default="no",
+                help="Copy samples to the fleet, too, not only roll-ups and peaks: yes or no.",
+            ),
+            Setting(
                 name="fleet_outbox",
                 default="256MiB",
                 help="Most that may wait for the fleet's database.",

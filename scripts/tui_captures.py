@@ -152,7 +152,10 @@ def _walk(
     found: dict[str, str] = {}
     for key, name in SCREENS.items():
         terminal.press(key) if found else None
-        text = terminal.until(name, lambda text, name=name: signs[name] in text)  # type: ignore[misc]
+        text = terminal.until(
+            name,
+            lambda text, name=name: signs[name] in text and _is_whole(text, size),  # type: ignore[misc]
+        )
         if STUB.search(text):
             raise Problem(f"a heading is cut on {name}:\n{text}")
         found[f"{name}_{size[0]}x{size[1]}_{variant}"] = text
@@ -171,6 +174,11 @@ def _walk(
         )
     terminal.press("q")
     return found
+
+
+def _is_whole(text: str, size: tuple[int, int]) -> bool:
+    """Tell whether the last row is there: a terminal is also seen in the middle of a picture."""
+    return len(text.rstrip().splitlines()) == size[1]
 
 
 def _curve(text: str) -> str:

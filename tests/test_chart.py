@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from goldens import check_golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.chart import GLYPHS, Axis, Chart, downsample, draw, glyphs
+from memplan.chart import GLYPHS, Axis, Chart, Words, columns, downsample, draw, glyphs
 from memplan.units import MIB
 
 S = 10**9
@@ -69,6 +70,39 @@ def test_a_chart_that_goes_on_looks_like_one_drawn_at_once(points, plan, cuts, h
         chart.add(points[begin:end])
         shown = chart.rows()
     assert shown == draw(points, axis, width=60, height=height, style=glyphs(kind))
+
+
+ODD = POINTS.map(lambda points: [(t // 2 * 2 + 1, value) for t, value in points])
+
+
+@given(ODD, LEVEL, st.lists(st.integers(0, 9), max_size=4), st.integers(5, 30), KIND)
+def test_a_chart_that_moves_looks_like_one_drawn_at_once(points, plan, moves, height, kind):
+    """Its edges by whole cells, and points come in between."""
+    style, words = glyphs(kind), Words()
+    count = columns(60, style, words)
+    cell = S * style.across
+    axis = Axis(start_ns=0, end_ns=S * count, plan=plan, gap_ns=20 * S)
+    chart = Chart(axis, width=60, height=height, style=style)
+    begin = 0
+    for cells in [0, *moves]:
+        shift = cells * cell
+        axis = replace(axis, start_ns=axis.start_ns + shift, end_ns=axis.end_ns + shift)
+        assert chart.move(axis)
+        end = next((i for i, (t, _) in enumerate(points) if t > axis.end_ns), len(points))
+        chart.add(points[begin:end])
+        begin = end
+        assert chart.rows() == draw(points[:end], axis, width=60, height=height, style=style)
+
+
+def test_a_chart_does_not_move_between_its_cells():
+    """Nor to another length of time: it is then drawn anew."""
+    style = glyphs("braille")
+    count = columns(60, style, Words())
+    chart = Chart(Axis(start_ns=0, end_ns=count * S), width=60, height=8, style=style)
+    assert not chart.move(Axis(start_ns=S // 2, end_ns=count * S + S // 2))
+    assert not chart.move(Axis(start_ns=S, end_ns=count * S + S))
+    assert not chart.move(Axis(start_ns=2 * S, end_ns=count * S + 3 * S))
+    assert chart.move(Axis(start_ns=2 * S, end_ns=count * S + 2 * S))
 
 
 @given(POINTS.filter(bool), st.integers(20, 120), st.integers(5, 40), KIND)

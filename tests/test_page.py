@@ -19,6 +19,7 @@ from memplan.types import Peak, Series
 from memplan.units import MIB
 
 S = 10**9
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 EMPTY = {"meta", "line", "rect", "polyline", "br"}
 
@@ -144,7 +145,7 @@ def test_show_draws_a_chart(stored, capsys):
 @pytest.mark.slow
 def test_a_browser_shows_the_page(tmp_path):
     """Headless Chromium lays it out and says nothing about errors."""
-    browser = next((b for n in ("chromium", "chromium-browser") if (b := shutil.which(n))), None)
+    browser = next((b for n in _BROWSERS if (b := shutil.which(n))), None)
     if browser is None:
         pytest.skip("no chromium here: apt install chromium")
     file = tmp_path / "page.html"

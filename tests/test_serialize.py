@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import instances
 
+from memplan import types
 from memplan.errors import SchemaError
 from memplan.serialize import dumps, load_file, loads, to_dict
 from memplan.types import Comparison, Event, Footprint, FrozenMap, ModelSpec, Phase, Plan, Run
@@ -102,3 +103,11 @@ def test_a_file_that_is_not_there_is_one_clear_error(tmp_path):
 def test_equal_maps_have_equal_hashes_whatever_their_order():
     """FrozenMap can be a key."""
     assert hash(FrozenMap({"a": 1, "b": 2})) == hash(FrozenMap({"b": 2, "a": 1}))
+
+
+def test_every_core_type_is_there_when_it_is_named():
+    """Those of plans are loaded then; another name is an error, not None."""
+    for name in types.__all__:
+        assert getattr(types, name) is not None
+    with pytest.raises(AttributeError, match="Plans"):
+        _ = types.Plans

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from textual import work
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
+from textual.filter import ANSIToTruecolor, LineFilter
 from textual.message import Message
 from textual.screen import Screen
 
@@ -138,6 +139,10 @@ class MemplanApp(Replaying):
         self.set_reactive(App.theme, theme)
         self.stylesheet.set_variables(self.get_css_variables())
 
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Leave out what turns the terminal's sixteen colours into others: no theme needs it."""
+        return [f for f in super().get_line_filters() if not isinstance(f, ANSIToTruecolor)]
+
     def get_default_screen(self) -> Screen[None]:
         """Return the first screen."""
         return LiveScreen()
@@ -148,7 +153,7 @@ class MemplanApp(Replaying):
             self.add_mode(mode, partial(_screen, place))
         self.snapshot = self._poller.last or self.snapshot
         self.begin_replay()
-        self.poll()
+        self.glance()
         self.set_interval(self._interval_s, self._tick)
 
     def on_unmount(self) -> None:
@@ -166,10 +171,17 @@ class MemplanApp(Replaying):
         at = self.replay.at_ns if self.replay is not None else None
         self.post_message(Polled(source.poll(replace(self._request, at_ns=at))))
 
+    @work(thread=True, exclusive=True, group="poll")
+    def glance(self) -> None:
+        """Have a first look in a thread."""
+        self.post_message(Polled(self._poller.glance(self._request)))
+
     def on_polled(self, message: Polled) -> None:
-        """Show a new snapshot."""
+        """Show a new snapshot; behind a first look all the rest is read."""
         self.snapshot = message.snapshot
         self.draw()
+        if self.snapshot.glance:
+            self.call_after_refresh(self.poll)
 
     def draw(self) -> None:
         """Draw the screen in front."""
@@ -215,6 +227,8 @@ class MemplanApp(Replaying):
 
     def put_beside(self, runs: tuple[str, ...]) -> None:
         """Read runs that are shown side by side."""
+        if self.replay is not None and len(runs) == 2:
+            self.notify(tr("Side by side comes after the replay: r ends it."))
         self._ask(replace(self._request, beside=runs))
 
     def select_plan(self, key: str) -> None:
@@ -245,8 +259,7 @@ class MemplanApp(Replaying):
     def action_show(self, mode: str) -> None:
         """Switch to a screen."""
         if self.current_mode != mode:
-            self.switch_mode(mode)
-        self.call_after_refresh(self.draw)
+            self.switch_mode(mode)  # the screen draws when it comes to the front
 
     def action_unit(self) -> None:
         """Switch the unit of all sizes."""
@@ -313,8 +326,8 @@ class MemplanApp(Replaying):
         except OSError as error:
             self.notify(str(error), title=tr("Not written"), severity="error")
             return
-        names = "\n".join(str(path) for path in paths)
-        self.notify(names, title=tr("Written"), markup=False)
+        names = "\n".join(path.name for path in paths)
+        self.notify(f"{paths[0].parent}\n{names}", title=tr("Written"), markup=False)
 
     def get_system_commands(self, screen: Screen[None]) -> Iterable[SystemCommand]:
         """Name every action in the palette, those of the screen in front first."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from memplan_tui.messages import Detail, Gpu, Host, Machine, Points
 from memplan_tui.tracks import Tracks
 
 from memplan.compare import compare
-from memplan.types import Device, FrozenMap, Peak, Phase, Plan, Run
+from memplan.types import Device, FrozenMap, Peak, Phase, Run
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["detail_at", "highest", "hosts_of", "machine_at", "phases_at", "run_at"]
 

@@ -22,7 +22,7 @@ def mark(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Key:
     """One key."""
 
@@ -67,7 +67,7 @@ _APP = (
        mark("Show a shorter time: an hour, ten minutes, one minute.")),
     _k("app.longer", "right_square_bracket", "app.window(1)", mark("Longer"),
        mark("Show a longer time, up to all of the run.")),
-    _k("app.device", "d", "app.device", mark("Device"),
+    _k("app.device", "d", "app.device", mark("Next chart"),
        mark("Bring the next device's chart to the top."), 6),
     _k("app.older", "o", "app.run(1)", mark("Older run"),
        mark("Select the run before this one."), 7),
@@ -245,24 +245,36 @@ def footer(
     """
     everywhere = () if own else KEYS["app"]
     wanted = [k for k in (*everywhere, *of_screen(screen)) if k.rank < 9]
+    wanted.sort(key=lambda k: (k.rank, k.id.startswith("app.")))
+    titles = _IN_REPLAY if replay else {}
     if replay:
-        wanted = [*wanted, *(k for k in KEYS["app"] if k.rank == 9 and _of_replay(k))]
-    chosen: list[Key] = []
-    room = width
-    for key in sorted(wanted, key=lambda k: (k.rank, k.id.startswith("app."))):
-        size = len(key_name(key, moved)) + 1 + len(tr(key.title)) + (2 if chosen else 0)
-        if size <= room:
-            chosen.append(key)
-            room -= size
+        known = {k.id: k for k in KEYS["app"]}
+        wanted = [*(known[i] for i in titles), *(k for k in wanted if k.id not in titles)]
     line: Line = []
-    for key in chosen:
+    room = width
+    for key in wanted:
+        name, title = key_name(key, moved), tr(titles.get(key.id) or key.title)
         gap = "  " if line else ""
-        line += [(gap, ""), (key_name(key, moved), "key"), (f" {tr(key.title)}", "dim")]
+        size = len(gap) + len(name) + 1 + len(title)
+        if size <= room:
+            line += [(gap, ""), (name, "key"), (f" {title}", "dim")]
+            room -= size
     return line
 
 
-def _of_replay(key: Key) -> bool:
-    return key.sentence.startswith("In a replay")
+_IN_REPLAY = {
+    "app.pause": mark("Play"),
+    "app.replay": mark("To now"),
+    "app.back": "",
+    "app.forward": "",
+    "app.peak": "",
+    "app.time": "",
+    "app.help": "",
+    "app.quit": "",
+    "app.slower": "",
+    "app.faster": "",
+}
+"""What comes first in the footer of a replay, and its title there where that is another."""
 
 
 def listing(screens: Iterable[str], moved: Mapping[str, str]) -> list[tuple[str, str, str]]:

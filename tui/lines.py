@@ -40,7 +40,7 @@ GAP = 2
 MORE = "…"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Column:
     """One column of a table."""
 

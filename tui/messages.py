@@ -1,15 +1,19 @@
 """What a reader of the database tells the screens: one frozen value a second, nothing else.
 
-No Textual here: the first value is read while the library is still being loaded.
+No Textual here: the first value is read while the library is still being loaded. Nobody asks
+whether two are equal, nor prints them, and each method that a dataclass writes delays the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from memplan.types import Comparison, FrozenMap, Peak, Phase, Plan, Run
+from memplan.types import Comparison, FrozenMap, Peak, Phase, Run
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = [
     "FIRST_WINDOW_NS",
@@ -51,7 +55,7 @@ class Request:
     """Position of a replay; None = now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Gpu:
     """One GPU of the machine, as sampled last."""
 
@@ -67,7 +71,7 @@ class Gpu:
     """Used by everybody."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Machine:
     """The machine itself, as sampled last; None = not sampled."""
 
@@ -83,7 +87,7 @@ class Machine:
     """Device name -> use by everybody."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Process:
     """One process of a run."""
 
@@ -99,7 +103,7 @@ class Process:
     """Does that phase go on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Detail:
     """One run as of the clock."""
 
@@ -121,7 +125,7 @@ class Detail:
     """Its largest processes, largest first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Host:
     """One machine that the database knows."""
 
@@ -139,7 +143,7 @@ class Host:
     """The highest process memory of its runs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Snapshot:
     """Everything that the screens show."""
 
@@ -151,6 +155,8 @@ class Snapshot:
     """What to type."""
     kept: bool = False
     """The database cannot be read now; what is shown was read before."""
+    glance: bool = False
+    """Only a first look: what was before, and the other runs, come at once."""
     now_ns: int = 0
     """The clock: the wall clock, or the position of a replay."""
     last_sample_ns: int | None = None

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from memplan_tui.canvas import Canvas
 from memplan_tui.keys import footer
-from memplan_tui.lines import Line, ends
+from memplan_tui.lines import Line, cut, ends, text
 from memplan_tui.messages import Snapshot
 from memplan_tui.text import tr
 from memplan_tui.views.states import empty, note
 from memplan_tui.views.words import Look, headline
 from textual.app import ComposeResult
+from textual.geometry import Size
 from textual.screen import Screen
 
 if TYPE_CHECKING:
@@ -62,26 +63,49 @@ class Page(Screen[None]):
         return headline(snapshot.detail)
 
     def on_mount(self) -> None:
-        """Show what is known already."""
-        self.call_after_refresh(self.show)
+        """Show what is known already: the library's first picture then has it."""
+        self.show()
 
     def on_resize(self) -> None:
         """Lay the lines out anew."""
-        self.call_after_refresh(self.show)
+        self.show_soon()
 
     def on_screen_resume(self) -> None:
         """Show what came while another screen was in front."""
-        self.call_after_refresh(self.show)
+        self.show_soon()
+
+    _due = False
+    _pictured: tuple[Snapshot, Size, Look] | None = None
+    _asked: tuple[int, bool] | None = None
+    _keys: Sequence[Line] = ()
+
+    def show_soon(self) -> None:
+        """Draw once for all that happens now, before the library paints."""
+        if not self._due:
+            self._due = True
+            self.call_later(self._show_due)
+
+    def _show_due(self) -> None:
+        self._due = False
+        if self._pictured != self._facts():
+            self.show()
+
+    def _facts(self) -> tuple[Snapshot, Size, Look]:
+        """Return all that a picture hangs on, but for what the screen itself chooses."""
+        return self.memplan.snapshot, self.app.size, self.memplan.look()
 
     def show(self) -> None:
         """Draw the snapshot that the program holds."""
-        if not self.is_mounted or not self.query("#body"):
+        if not self.query("#body"):
             return  # the program is ending, or the screen has just been made
-        width, height = self.size.width, self.size.height
-        app, look = self.memplan, self.memplan.look()
+        self._pictured = self._facts()
+        app, (_, (width, height), look) = self.memplan, self._pictured
         self._canvas("status").show([self._status(app.snapshot, look, width)])
-        moved, playing = app.moved, app.replay is not None
-        self._canvas("keys").show([footer(self.NAME, moved, width - 2, replay=playing)])
+        asked = (width - 2, app.replay is not None)
+        if asked != self._asked:  # the keys change with nothing else
+            self._asked = asked
+            self._keys = [footer(self.NAME, app.moved, width - 2, replay=asked[1])]
+        self._canvas("keys").show(self._keys)
         self._canvas("body").show(self._body(app.snapshot, look, width - 2, height - 2))
 
     def _canvas(self, name: str) -> Canvas:
@@ -93,9 +117,9 @@ class Page(Screen[None]):
         nothing = empty(snapshot, width, need=self.NEED)
         if nothing is not None:
             return [[("", "")], *nothing]
-        said = note(snapshot, replay=self.memplan.replay is not None)
+        said = note(snapshot, need=self.NEED, replay=self.memplan.replay is not None)
         rest = self.body(snapshot, look, width, height - (said is not None))
-        return [said, *rest] if said is not None else rest
+        return [[(cut(text([said]), width), said[0][1])], *rest] if said is not None else rest
 
     def _status(self, snapshot: Snapshot, look: Look, width: int) -> Line:
         known = snapshot.state == "ok" or snapshot.kept

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan_tui.assemble import detail_at, highest, hosts_of, machine_at
+from memplan_tui.follow import Follower
 from memplan_tui.messages import Detail, Request, Snapshot, State
-from memplan_tui.tracks import Tracks
 
 from memplan.errors import (
     MemplanError,
@@ -20,11 +21,17 @@ from memplan.errors import (
     StoreVersionError,
 )
 from memplan.store.base import Reader
-from memplan.types import Device, FrozenMap, Phase, Plan, Run
+from memplan.types import Device, FrozenMap, Phase, Run
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["Poller", "database_text"]
 
 LISTED_RUNS = 200
+
+GLANCED_RUNS = 5
+"""Runs among which the first look chooses: a run takes a while to read."""
 
 LOOKED_UP = 5
 """Runs whose peak is looked up in one poll: the first screen must not wait for all of them."""
@@ -34,12 +41,6 @@ LIST_NS = 5 * 10**9
 
 WATCHED_NS = 60 * 10**9
 """A machine that was sampled so lately is shown before a run that has ended."""
-
-RECENT_NS = 5 * 10**9
-"""The machine's newest samples, read one by one; older ones come in buckets."""
-
-BUCKETS = 400
-"""Of one curve: two in each column of a wide chart."""
 
 KEPT_HOST_NS = 24 * 3600 * 10**9
 """How far back the machine's curves are read at most."""
@@ -82,11 +83,8 @@ class Poller:
         self._forget()
 
     def _forget(self) -> None:
-        self._tracks = Tracks("")
-        self._cursor = 0
-        self._host = Tracks(None)
-        self._host_cursor = 0
-        self._host_first: int | None = None
+        self._run: Follower | None = None
+        self._host = Follower(None)
         self._ended: dict[str, int | None] = {}
         self._finished: dict[str, Detail] = {}
         self._listed_ns: int | None = None
@@ -95,11 +93,21 @@ class Poller:
         self._plan_ids: tuple[str, ...] = ()
         self._devices: tuple[Device, ...] = ()
         self._phases: tuple[Phase, ...] = ()
-        self._settled: str | None = None
 
     def begin(self, request: Request) -> None:
-        """Read for the first time, in a thread: what comes next finds most of it done."""
-        threading.Thread(target=self.poll, args=(request,), daemon=True).start()
+        """Have a first look, in a thread: what comes next finds it done."""
+        threading.Thread(target=self.glance, args=(request,), daemon=True).start()
+
+    def glance(self, request: Request) -> Snapshot:
+        """Return what is there now, without what was: a first screen needs no more.
+
+        Once something was read, that is returned.
+
+        Args:
+            request: what the screens want to know.
+        """
+        with self._lock:
+            return self.last or self._answer(request, glance=True)
 
     def poll(self, request: Request = Request()) -> Snapshot:  # noqa: B008 - frozen
         """Return what the database says now. Never raises: a problem is a state with a reason.
@@ -110,14 +118,17 @@ class Poller:
             request: what the screens want to know.
         """
         with self._lock:
-            try:
-                self._check_file()
-                if self._reader is None:
-                    self._reader = self._open_reader(self._database)
-                self.last = self._read(self._reader, self._now_ns(), request)
-            except (MemplanError, OSError) as error:
-                return self._failed(error)
-            return self.last
+            return self._answer(request, glance=False)
+
+    def _answer(self, request: Request, *, glance: bool) -> Snapshot:
+        try:
+            self._check_file()
+            if self._reader is None:
+                self._reader = self._open_reader(self._database)
+            self.last = self._read(self._reader, self._now_ns(), request, glance=glance)
+        except (MemplanError, OSError) as error:
+            return self._failed(error)
+        return self.last
 
     def _check_file(self) -> None:
         """Let go of a file that was taken away or replaced: an open one would go on answering."""
@@ -146,18 +157,23 @@ class Poller:
             return replace(self.last, state=state, reason=reason, hint=hint, kept=True)
         return Snapshot(state=state, reason=reason, hint=hint, now_ns=self._now_ns())
 
-    def _read(self, reader: Reader, now: int, request: Request) -> Snapshot:
-        self._list(reader, now)
+    def _read(self, reader: Reader, now: int, request: Request, *, glance: bool) -> Snapshot:
+        self._list(reader, now, glance=glance)
         last = reader.last_sample_ns()
-        self._follow_host(reader, last, request.window_ns)
+        self._follow_host(reader, last, request.window_ns, glance=glance)
         chosen = self._choose(request.run_id, now, last)
-        detail = self._detail(reader, chosen, now, request) if chosen is not None else None
-        peaks = self._run_peaks(reader)
-        machine = machine_at(self._host, self._devices, at_ns=now, window_ns=request.window_ns)
+        detail = None
+        if chosen is not None:
+            detail = self._detail(reader, chosen, now, request, glance=glance)
+        peaks = {} if glance else self._run_peaks(reader, detail)
+        machine = machine_at(
+            self._host.tracks, self._devices, at_ns=now, window_ns=request.window_ns
+        )
         beside = tuple(self._whole(reader, name) for name in request.beside)
         plan = self._shown_plan(reader, detail, request.plan_id)
         return Snapshot(
             state="ok",
+            glance=glance,
             now_ns=now,
             last_sample_ns=last,
             machine=machine,
@@ -170,14 +186,14 @@ class Poller:
             hosts=hosts_of(self._runs, peaks),
         )
 
-    def _list(self, reader: Reader, now: int) -> None:
+    def _list(self, reader: Reader, now: int, *, glance: bool) -> None:
         """Read the lists when they are due, and each run that goes on every time."""
         due = self._listed_ns is None or not 0 <= now - self._listed_ns < LIST_NS
         if due:
-            self._runs = reader.runs(LISTED_RUNS)
+            self._runs = reader.runs(GLANCED_RUNS if glance else LISTED_RUNS)
             self._plan_ids = reader.plan_ids(20)
             self._devices = reader.devices()
-            self._listed_ns = now
+            self._listed_ns = None if glance else now
             return
         if any(run.status == "running" for run in self._runs):
             fresh = {r.id: reader.run(r.id) for r in self._runs if r.status == "running"}
@@ -191,34 +207,38 @@ class Poller:
         running = next((run for run in self._runs if run.status == "running"), None)
         if running is not None:
             return running
-        watched = last is not None and now - last < WATCHED_NS and self._host.series
+        watched = last is not None and now - last < WATCHED_NS and self._host.tracks.series
         return None if watched else self._runs[0]
 
-    def _run_peaks(self, reader: Reader) -> dict[str, int]:
+    def _run_peaks(self, reader: Reader, detail: Detail | None) -> dict[str, int]:
         """Return each run's highest process memory; a few new ones are looked up per poll."""
-        known = self._tracks.run_id
-        if known:
-            self._ended[known] = highest(self._tracks.peaks(2**62))
+        if detail is not None:
+            self._ended[detail.run.id] = highest(detail.peaks)
         new = [run for run in self._runs if run.id not in self._ended and run.status != "running"]
         for run in new[:LOOKED_UP]:
             self._ended[run.id] = highest(reader.peaks(run.id))
         return {run.id: p for run in self._runs if (p := self._ended.get(run.id)) is not None}
 
-    def _detail(self, reader: Reader, run: Run, now: int, request: Request) -> Detail:
-        if run.id != self._tracks.run_id:
-            self._tracks, self._cursor, self._settled = Tracks(run.id), 0, None
-        if self._settled != run.id:
-            self._cursor = _follow(reader, self._tracks, self._cursor)
-            _fill(reader, self._tracks, run)
+    def _detail(
+        self, reader: Reader, run: Run, now: int, request: Request, *, glance: bool
+    ) -> Detail:
+        at = now if run.ended_ns is None else min(now, run.ended_ns)
+        if self._run is None or run.id != self._run.run_id:
+            self._run = Follower(run.id)
+        if not self._run.settled:
             self._phases = reader.phases(run.id)
-            self._settled = run.id if run.status != "running" else None
+        if glance:
+            self._run.glance(reader)
+        else:
+            since = run.started_ns if request.window_ns is None else at - request.window_ns
+            self._run.read(reader, since, ended=run.status != "running")
         return detail_at(
             run,
             self._plan(reader, run.plan_id),
-            self._tracks,
+            self._run.tracks,
             self._phases,
             self._devices,
-            at_ns=now if run.ended_ns is None else min(now, run.ended_ns),
+            at_ns=at,
             window_ns=request.window_ns,
         )
 
@@ -227,11 +247,12 @@ class Poller:
         run = next((run for run in self._runs if run.id == run_id), None)
         if run is None or run_id in self._finished:
             return self._finished.get(run_id)
-        tracks = Tracks(run_id)
-        _follow(reader, tracks, 0)
-        _fill(reader, tracks, run)
+        found = Follower(run_id)
+        found.read(reader, run.started_ns)
         phases, plan = reader.phases(run_id), self._plan(reader, run.plan_id)
-        detail = detail_at(run, plan, tracks, phases, self._devices, at_ns=2**62, window_ns=None)
+        detail = detail_at(
+            run, plan, found.tracks, phases, self._devices, at_ns=2**62, window_ns=None
+        )
         if run.status != "running":
             self._finished[run_id] = detail
         return detail
@@ -253,24 +274,15 @@ class Poller:
             return detail.plan
         return self._plan(reader, self._plan_ids[0]) if self._plan_ids else None
 
-    def _follow_host(self, reader: Reader, last: int | None, window_ns: int | None) -> None:
-        """Read the machine's new samples; when the window grows, its older ones in buckets."""
+    def _follow_host(
+        self, reader: Reader, last: int | None, window_ns: int | None, *, glance: bool
+    ) -> None:
         if last is None:
             return
-        since = last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS)
-        if self._host_first is not None and self._host_first <= since:
-            batch = reader.columns(None, after=self._host_cursor)
+        if glance:
+            self._host.glance(reader)
         else:
-            span = reader.span_ns(None)
-            begin = max(since, span[0]) if span is not None else since
-            recent = max(last - RECENT_NS, begin)
-            self._host, self._host_first = Tracks(None), since
-            if begin < recent:
-                older = reader.curves(None, since_ns=begin, until_ns=recent, buckets=BUCKETS)
-                self._host.add_curves(older)
-            batch = reader.columns(None, since_ns=recent)
-        self._host.add(batch.columns)
-        self._host_cursor = max(batch.cursor, self._host_cursor)
+            self._host.read(reader, last - min(window_ns or KEPT_HOST_NS, KEPT_HOST_NS))
 
     def _close(self) -> None:
         if self._reader is not None:
@@ -283,22 +295,3 @@ class Poller:
         """Give the reader back; the next poll opens it anew."""
         with self._lock:
             self._close()
-
-
-def _follow(reader: Reader, tracks: Tracks, cursor: int) -> int:
-    """Read a run's samples from where the last poll ended; return where this one did."""
-    while True:
-        batch = reader.columns(tracks.run_id, after=cursor)
-        tracks.add(batch.columns)
-        cursor = batch.cursor
-        if not batch.more:
-            return cursor
-
-
-def _fill(reader: Reader, tracks: Tracks, run: Run) -> None:
-    """Read what is left of a run whose samples were rolled up; None of it when there are any."""
-    if tracks.series or tracks.run_id is None or run.ended_ns is None:
-        return
-    end = run.ended_ns + 1
-    found = reader.curves(tracks.run_id, since_ns=run.started_ns, until_ns=end, buckets=BUCKETS)
-    tracks.add_curves(found)

@@ -80,48 +80,56 @@ class Window(Sequence[tuple[int, int]]):
 
 
 class Track:
-    """One series: times, values and the highest value so far."""
+    """One series: times, values, and the highest value so far."""
 
-    __slots__ = ("count", "high", "times", "values")
+    __slots__ = ("_high", "count", "times", "top", "top_ns", "values")
 
     def __init__(self) -> None:
         self.times = array("q")
         self.values = array("q")
-        self.high = array("q")
         self.count = 0
+        """Samples that were looked at, also those that are not kept."""
+        self.top = 0
+        """The highest value of all of them."""
+        self.top_ns = 0
+        """When it was first reached."""
+        self._high = array("q")
 
     def add(self, t_ns: int, value: int) -> None:
         """Append a sample; the wall clock may have jumped back, the order then stays."""
         self.times.append(max(t_ns, self.times[-1]) if self.times else t_ns)
         self.values.append(value)
-        self.high.append(max(value, self.high[-1]) if self.high else value)
+        self._rise(value, self.times[-1])
         self.count += 1
+
+    def _rise(self, value: int, t_ns: int) -> None:
+        if not self.count or value > self.top:
+            self.top, self.top_ns = value, t_ns
 
     def extend(self, times: Sequence[int], values: Sequence[int]) -> None:
         """Append samples, oldest first."""
         before = self.times[-1] if self.times else times[0]
-        if times[0] < before or list(times) != sorted(times):
+        if len(times) == 1 or times[0] < before or list(times) != sorted(times):
             for t_ns, value in zip(times, values, strict=True):
                 self.add(t_ns, value)
             return
-        high = self.high[-1] if self.high else values[0]
-        highs = list(accumulate(values, max, initial=high))
+        high = max(values)
+        self._rise(high, times[values.index(high)])
         self.times.extend(array("q", times))  # an array of a list is made faster than it grows
         self.values.extend(array("q", values))
-        self.high.extend(array("q", highs[1:]))
         self.count += len(times)
+
+    def know(self, peak: Peak) -> None:
+        """Take over the peak of all samples, of which these are the last ones or all."""
+        self.top, self.top_ns, self.count = peak.value, peak.t_ns, peak.count
 
     def thin(self, limit: int) -> None:
         """Keep about half the limit of points once there are more than it."""
         if len(self.times) > limit:
-            points = list(zip(self.times, self.values, strict=True))
-            self._refill(downsample(points, limit // 2), self.count)
-
-    def _refill(self, points: Iterable[tuple[int, int]], count: int) -> None:
-        self.times, self.values, self.high = array("q"), array("q"), array("q")
-        for t, value in points:
-            self.add(t, value)
-        self.count = count
+            points = downsample(list(zip(self.times, self.values, strict=True)), limit // 2)
+            self.times = array("q", [t_ns for t_ns, _ in points])
+            self.values = array("q", [value for _, value in points])
+            self._high = array("q")
 
     def last(self, at_ns: int) -> int | None:
         """Return the index of the newest sample at a time; None before the first."""
@@ -133,19 +141,28 @@ class Track:
         first, last = bisect_left(self.times, since_ns), bisect_right(self.times, until_ns)
         return Window(self.times, self.values, first, last)
 
+    def high(self, index: int) -> int:
+        """Return the highest value up to a sample; of what is kept, but at the newest of all."""
+        if index == len(self.times) - 1:
+            return self.top
+        return self._highs()[index]
+
+    def _highs(self) -> array[int]:
+        """Return the highest value up to each sample: only a replay asks for all of them."""
+        if len(self._high) < len(self.values):
+            self._high = array("q", accumulate(self.values, max))
+        return self._high
+
     def peak(self, series: Series, at_ns: int) -> Peak | None:
         """Return the highest value up to a time."""
         index = self.last(at_ns)
-        if index is None:
+        if index is None and (self.times or not self.count):
             return None
-        value = self.high[index]
-        whole = index == len(self.times) - 1
-        return Peak(
-            series=series,
-            value=value,
-            t_ns=self.times[bisect_left(self.high, value)],
-            count=self.count if whole else index + 1,
-        )
+        if index is None or index == len(self.times) - 1:
+            return Peak(series=series, value=self.top, t_ns=self.top_ns, count=self.count)
+        highs = self._highs()
+        t_ns = self.times[bisect_left(highs, highs[index])]
+        return Peak(series=series, value=highs[index], t_ns=t_ns, count=index + 1)
 
 
 class Tracks:
@@ -186,6 +203,12 @@ class Tracks:
                 track.count += bucket.n - 1
             track.thin(self._limit)
 
+    def know(self, peaks: Iterable[Peak]) -> None:
+        """Take over the peaks of all samples, of which these are the last ones or all."""
+        for peak in peaks:
+            key = (peak.series.entity, peak.series.metric)
+            self.series.setdefault(key, Track()).know(peak)
+
     def peaks(self, at_ns: int) -> tuple[Peak, ...]:
         """Return the peak of each series up to a time."""
         found = (
@@ -204,7 +227,7 @@ class Tracks:
         """Return a series' highest value up to a time."""
         track = self.series.get((entity, metric))
         index = track.last(at_ns) if track is not None else None
-        return track.high[index] if track is not None and index is not None else None
+        return track.high(index) if track is not None and index is not None else None
 
     def entities(self, metric: str) -> Iterator[str]:
         """Yield what has a series of a metric."""
@@ -236,7 +259,7 @@ class Tracks:
                     Process(
                         pid=pid,
                         rss_bytes=track.values[last],
-                        peak_bytes=track.high[last],
+                        peak_bytes=track.high(last),
                         phase=phase.name if phase is not None else None,
                         in_phase=phase is not None and phase.ended_ns is None,
                     )

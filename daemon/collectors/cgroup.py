@@ -53,6 +53,8 @@ class CgroupCollector:
         self._proc = proc
         self._root = root
         self._kills: dict[str, tuple[int, int]] = {}
+        self._tick = -1
+        self._read: dict[tuple[_Files, str], _Group] = {}
 
     def collect(self, watch: Watch) -> Iterable[Reading | Event]:
         """Return the group's readings; nothing for the host, or without a memory controller."""
@@ -62,30 +64,23 @@ class CgroupCollector:
         place = _place(member.read("cgroup") or b"")
         if place is None:
             return
-        files, folder, base = self._find(*place)
-        yield from self._counts(watch, folder / files.events)
-        values = {
-            "limit_bytes": _tightest(folder, base, files.limit),
-            "current_bytes": _number(folder / files.current),
-            "peak_bytes": _number(folder / files.peak),
-        }
-        for metric, value in values.items():
-            if value is not None:
-                yield Reading("cgroup", metric, value)
+        if watch.tick != self._tick:
+            self._tick, self._read = watch.tick, {}
+        group = self._read.get(place)
+        if group is None:  # many runs are in the same one
+            group = self._read[place] = _Group(*self._find(*place))
+        yield from group.readings
+        yield from self._kills_of(watch, group)
 
-    def _counts(self, watch: Watch, path: Path) -> Iterator[Reading | Event]:
-        counts = _pairs(read_at(str(path)) or b"")
-        for name, metric in _COUNTS.items():
-            if name in counts:
-                yield Reading("cgroup", metric, counts[name])
-        now, run_id = counts.get("oom_kill"), watch.run_id or ""
+    def _kills_of(self, watch: Watch, group: _Group) -> Iterator[Event]:
+        now, run_id = group.oom_kills, watch.run_id or ""
         if now is None:
             return
         before, _ = self._kills.get(run_id, (now, 0))
         live = {key: value for key, value in self._kills.items() if value[1] >= watch.tick - 1000}
         self._kills = {**live, run_id: (now, watch.tick)}
         if now > before:
-            text = f"{now - before} killed for want of memory in the control group {path.parent}"
+            text = f"{now - before} killed for want of memory in the control group {group.folder}"
             yield Event("cgroup", "cgroup.oom_kill", 0, text)
 
     def _find(self, files: _Files, path: str) -> tuple[_Files, Path, Path]:
@@ -101,6 +96,26 @@ class CgroupCollector:
         folder = base / relative
         inside = ".." not in relative.parts and folder.is_dir()
         return files, folder if inside else base, base
+
+
+class _Group:
+    """One group as it was read in one tick."""
+
+    def __init__(self, files: _Files, folder: Path, base: Path) -> None:
+        self.folder = folder
+        counts = _pairs(read_at(str(folder / files.events)) or b"")
+        self.oom_kills = counts.get("oom_kill")
+        values = {metric: counts.get(name) for name, metric in _COUNTS.items()}
+        values |= {
+            "limit_bytes": _tightest(folder, base, files.limit),
+            "current_bytes": _number(folder / files.current),
+            "peak_bytes": _number(folder / files.peak),
+        }
+        self.readings = [
+            Reading("cgroup", metric, value)
+            for metric, value in values.items()
+            if value is not None
+        ]
 
 
 def _place(data: bytes) -> tuple[_Files, str] | None:

@@ -10,15 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from memplan_daemon.clock import NS, Clock
+from memplan_daemon.probe.fields import Entry, whole
 
 __all__ = ["DEADLINE_S", "Probe", "cpu_ns"]
 
-DEADLINE_S = 2.0
-"""Seconds that an answer may take; then the child is killed and another one started."""
+DEADLINE_S = 1.9
+"""Seconds that an answer may take; then the child is killed and another one started. A little less
+than two, so that with a tick a second the second tick after the question sees it."""
+
+LATE_S = 0.75
+"""Seconds after which an answer is late from a driver that is quick; one that takes its time has
+four times its usual, up to the deadline."""
 
 START_S = 20.0
 """Seconds for a child's first answer: without persistence mode a driver wakes every GPU up."""
@@ -40,7 +47,10 @@ class _Child:
     peer: socket.socket
     data: bytearray
     asked_ns: int | None = None
+    groups: tuple[str, ...] = ()
     answered: bool = False
+    last: dict[tuple[str, ...], Sequence[Entry]] = field(default_factory=dict)
+    """The devices of the last answer, by what was asked."""
 
 
 class Probe:
@@ -61,7 +71,7 @@ class Probe:
         self.restarts = 0
         """Children that were thrown away."""
         self.late = False
-        """True from a deadline that was missed until the next answer."""
+        """True from an answer that is late until the next one."""
         self._backend = backend
         self._clock = clock
         self._child: _Child | None = None
@@ -69,6 +79,8 @@ class Probe:
         self._retry_ns = 0
         self._pause_s = 0.0
         self._number = 0
+        self._usual_s = 0.0
+        self._owed: set[str] = set()
 
     @property
     def pid(self) -> int | None:
@@ -83,22 +95,25 @@ class Probe:
     def exchange(self, groups: list[str], wait_s: float) -> dict[str, Any] | None:
         """Ask, if no question is open, and return the answer if it comes in time.
 
+        A driver that is too slow for that is asked ahead: what it says is a tick old then.
+
         Args:
-            groups: what is to be read.
+            groups: what is to be read; what could not be asked yet is asked with the next question.
             wait_s: longest wait; with a question that has been open for a tick there is none.
 
         Returns None when there is no answer yet. Raises nothing.
         """
         self._reap()
+        self._owed.update(groups)
         open_before = self._child is not None and self._child.asked_ns is not None
         if not open_before:
-            self._ask(groups)
+            self._ask()
         answer = self._answer(0.0 if open_before else wait_s)
         if answer is None:
             if self._missed_deadline():
-                self._ask(groups)  # a new child is to begin at once
-        elif open_before:  # it answers an old question: ask anew, the answer comes next time
-            self._ask(groups)
+                self._ask()  # a new child is to begin at once
+        elif open_before and self._usual_s >= wait_s:
+            self._ask()
         return answer
 
     def stop(self, *, pause_s: float | None = None) -> None:
@@ -129,18 +144,20 @@ class Probe:
             process.returncode = process.returncode or 0  # a stuck one is init's to reap
         self._abandoned = []
 
-    def _ask(self, groups: list[str]) -> None:
+    def _ask(self) -> None:
         if self._child is None and not self._start():
             return
         assert self._child is not None
         self._number += 1
+        groups = sorted(self._owed)
         line = json.dumps({"id": self._number, "groups": groups}).encode() + b"\n"
         try:
             self._child.peer.sendall(line)  # some bytes into an empty buffer: does not block
         except OSError:
             self.stop()
             return
-        self._child.asked_ns = self._clock.monotonic_ns()
+        self._child.asked_ns, self._child.groups = self._clock.monotonic_ns(), tuple(groups)
+        self._owed.clear()
 
     def _start(self) -> bool:
         if self._clock.monotonic_ns() < self._retry_ns or self.abandoned >= MOST_ABANDONED:
@@ -189,12 +206,17 @@ class Probe:
         try:
             answer = json.loads(line)
             usable = answer["id"] == self._number and isinstance(answer["gpus"], list)
+            answer["gpus"] = whole(child.last.get(child.groups, ()), answer["gpus"])
+            took_s = answer["took_ns"] / NS
         except (ValueError, KeyError, TypeError):
-            usable = False
+            usable, took_s = False, 0.0
         if not usable:
             self.stop()
             return None
+        if child.answered:  # the first answer has the driver's own start in it
+            self._usual_s = max(took_s, self._usual_s * 0.9)
         self.late, self._pause_s, child.answered = False, 0.0, True
+        child.last[child.groups] = answer["gpus"]
         return dict(answer)
 
     def _missed_deadline(self) -> bool:
@@ -202,8 +224,11 @@ class Probe:
         if child is None or child.asked_ns is None:
             self.late = True
             return False
+        open_s = (self._clock.monotonic_ns() - child.asked_ns) / NS
         deadline_s = DEADLINE_S if child.answered else START_S
-        if self._clock.monotonic_ns() - child.asked_ns < deadline_s * NS:
+        if child.answered and open_s >= max(LATE_S, 4 * self._usual_s):
+            self.late = True
+        if open_s < deadline_s:
             return False
         self.late = True
         self.stop()

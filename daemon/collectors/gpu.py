@@ -12,6 +12,7 @@ from typing import Any
 from memplan_daemon.clock import NS, Clock
 from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
 from memplan_daemon.collectors.child import Probe, cpu_ns
+from memplan_daemon.proc import Process
 
 __all__ = ["GpuCollector", "amd_problem", "nvidia_problem"]
 
@@ -57,6 +58,16 @@ class _Gpu:
     fresh: bool = False
 
 
+@dataclass(slots=True)
+class _RunState:
+    """What was found for one run in the last tick, and from what."""
+
+    tick: int
+    members: tuple[Process, ...]
+    listed: list[Mapping[int, int | None] | None]
+    items: list[Reading | Gap]
+
+
 class GpuCollector:
     """Reads the GPUs of one vendor through a probe; keyed by UUID, never by number.
 
@@ -98,6 +109,7 @@ class GpuCollector:
         self._gpus: dict[str, _Gpu] = {}
         self._events: list[Event] = []
         self._readings: list[Reading] = []
+        self._runs: dict[str, _RunState] = {}
         self._tick = -1
         self._retry_ns = 0
         self._retry_s = FIRST_RETRY_S
@@ -135,16 +147,15 @@ class GpuCollector:
             self._tick = watch.tick
             self._refresh(watch)
         if watch.run_id is not None:
-            yield from self._run(watch)
-            return
-        yield from self._readings
-        yield from self._gaps()
+            return self._run(watch.run_id, watch)
         events, self._events = self._events, []
-        yield from events
+        return [*self._readings, *self._gaps(), *events]
 
     def _refresh(self, watch: Watch) -> None:
         """Ask once in a tick, for all its watches."""
         self._readings = []
+        recent = watch.tick - 1
+        self._runs = {run: state for run, state in self._runs.items() if state.tick >= recent}
         for gpu in self._gpus.values():
             gpu.fresh = False
         if self._clock.monotonic_ns() < self._retry_ns:
@@ -194,7 +205,9 @@ class GpuCollector:
         gpu = self._gpus.setdefault(uuid, _Gpu(entry["name"]))
         gpu.missing = entry["missing"]
         gpu.fresh = entry["state"] == "ok"
-        gpu.processes = dict(entry["processes"] or ())
+        processes = dict(entry["processes"] or ())
+        if processes != gpu.processes:  # the same object as long as it says the same
+            gpu.processes = processes
         self._set(uuid, entry["state"])
         entity = f"gpu:{uuid}"
         self._readings += [Reading(entity, metric, n) for metric, n in entry["values"].items()]
@@ -215,13 +228,25 @@ class GpuCollector:
             for metric, state in gpu.missing.items():
                 yield Gap(f"gpu:{uuid}", metric, state)  # type: ignore[arg-type]
 
-    def _run(self, watch: Watch) -> Iterator[Reading | Gap]:
+    def _run(self, run_id: str, watch: Watch) -> list[Reading | Gap]:
+        """Return a run's readings: those of the last tick where lists and members are the same."""
+        members = tuple(watch.members.values())
+        listed = [gpu.processes if gpu.fresh else None for gpu in self._gpus.values()]
+        state = self._runs.get(run_id)
+        if state is None or state.members != members or state.listed != listed:
+            items = list(self._shares(watch.members))
+            state = self._runs[run_id] = _RunState(watch.tick, members, listed, items)
+        state.tick = watch.tick
+        return state.items
+
+    def _shares(self, members: Mapping[int, Process]) -> Iterator[Reading | Gap]:
+        """Yield what each process has of each GPU, and their sum."""
         for uuid, gpu in self._gpus.items():
             if not gpu.fresh:
                 continue
             total: int | None = None
-            for pid in gpu.processes.keys() & watch.members.keys():
-                entity = f"process:{watch.members[pid].label}/gpu:{uuid}"
+            for pid in gpu.processes.keys() & members.keys():
+                entity = f"process:{members[pid].label}/gpu:{uuid}"
                 if (value := gpu.processes[pid]) is None:
                     yield Gap(entity, "used_bytes", "not-supported")
                 else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memplan_daemon.clock import Clock
@@ -13,14 +14,16 @@ from memplan_daemon.proc import Process
 __all__ = ["ProcessCollector"]
 
 _STATUS = {
-    "rss_bytes": b"\nVmRSS:",
-    "rss_anon_bytes": b"\nRssAnon:",
-    "rss_file_bytes": b"\nRssFile:",
-    "rss_shmem_bytes": b"\nRssShmem:",
-    "swap_bytes": b"\nVmSwap:",
-    "hwm_bytes": b"\nVmHWM:",
+    b"VmRSS": "rss_bytes",
+    b"RssAnon": "rss_anon_bytes",
+    b"RssFile": "rss_file_bytes",
+    b"RssShmem": "rss_shmem_bytes",
+    b"VmSwap": "swap_bytes",
+    b"VmHWM": "hwm_bytes",
 }
-"""Metric -> line of /proc/PID/status; reading them costs the target nothing."""
+"""Line of /proc/PID/status -> metric; reading them costs the target nothing."""
+
+_LINE = re.compile(rb"\n(%s):\s*(\d+) kB" % b"|".join(_STATUS))
 
 _FAST = ("rss_bytes", "rss_anon_bytes")
 """Of each process in every tick; the rest is summed in every tick, too, but kept for each process
@@ -47,6 +50,10 @@ class _Member:
     """Its statm then: while that is the same, so are all readings but marks and swap."""
     values: Values
     parent: int
+    fast: list[Reading]
+    """Its readings of every tick."""
+    slower: list[Reading]
+    """The others."""
 
 
 @dataclass(slots=True)
@@ -63,6 +70,16 @@ class _State:
     """Each process's last values, by label: they become its final row."""
     members: dict[str, _Member] = field(default_factory=dict)
     """The processes of the last tick, by label."""
+    processes: tuple[Process, ...] = ()
+    """The same as they are held."""
+    statms: Sequence[bytes | None] = ()
+    """Their statm files."""
+    fast: list[Reading | Gap] = field(default_factory=list)
+    """What is read of them in every tick."""
+
+    def is_same(self, processes: tuple[Process, ...], statms: list[bytes | None]) -> bool:
+        """Tell whether these are the processes of the last tick, and none has moved."""
+        return processes == self.processes and statms == self.statms and None not in statms
 
 
 class ProcessCollector:
@@ -97,29 +114,40 @@ class ProcessCollector:
     def collect(self, watch: Watch) -> Iterable[Reading | Gap]:
         """Return the readings of a run's processes; nothing for the host."""
         if watch.run_id is None:
-            return
+            return []
         state = self._state(watch.run_id, watch.tick)
-        full = len(watch.members) <= ALWAYS_IN_FULL or "medium" in watch.due
+        processes = tuple(watch.members.values())
+        small = len(processes) <= ALWAYS_IN_FULL
+        statms = [None if small else process.statm() for process in processes]
+        if small or "medium" in watch.due or not state.is_same(processes, statms):
+            return self._read(state, watch, statms, full=small or "medium" in watch.due)
+        denied = _denied(state, watch)
+        return [*state.fast, *denied] if denied else state.fast
+
+    def _read(
+        self, state: _State, watch: Watch, statms: list[bytes | None], *, full: bool
+    ) -> list[Reading | Gap]:
+        """Return readings of processes that were read in full, or where they have moved."""
+        state.processes, state.statms = tuple(watch.members.values()), statms
         found = _read_members(state, watch.members, full=full)
-        yield from _ended(state, {watch.members[pid].label: found[pid] for pid in found})
+        items: list[Reading | Gap] = []
+        items += _ended(state, {watch.members[pid].label: found[pid] for pid in found})
+        state.fast = []
         if not found:
-            return
-        asked = full and not watch.quiet
-        slow = self._rollups(state, watch.members, found) if asked else {}
+            return items
+        slow = self._rollups(state, watch.members, found) if full and not watch.quiet else {}
         largest = sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST]
         for pid in sorted(largest):
-            entity = f"process:{watch.members[pid].label}"
-            for metric, value in found[pid].items():
-                if metric in _FAST or "medium" in watch.due:
-                    yield Reading(entity, metric, value)
-            for metric, value in slow.get(pid, {}).items():
-                yield Reading(entity, metric, value)
-        for pid in state.rollups.denied & found.keys() if not watch.quiet else ():
-            yield Gap(f"process:{watch.members[pid].label}", "pss_bytes", "no-permission")
-        yield from _tree(state, found)
+            label = watch.members[pid].label
+            state.fast += state.members[label].fast
+            if "medium" in watch.due:
+                items += state.members[label].slower
+            items += _readings(label, slow.get(pid, {}))
+        state.fast += _tree(state, found)
         if slow:
-            for metric, value in state.rollups.total(watch.members, found).items():
-                yield Reading("tree", metric, value)
+            totals = state.rollups.total(watch.members, found)
+            items += [Reading("tree", metric, value) for metric, value in totals.items()]
+        return [*items, *state.fast, *_denied(state, watch)]
 
     def tree_hwm(self, run_id: str) -> int:
         """Return the high-water mark of a run's tree so far, in bytes; 0 before any reading."""
@@ -152,6 +180,18 @@ def _ended(state: _State, now: dict[str, Values]) -> Iterator[Reading]:
     state.last = now
 
 
+def _denied(state: _State, watch: Watch) -> list[Reading | Gap]:
+    """Return a gap for each process whose slow reading was refused."""
+    if watch.quiet:
+        return []
+    labels = [p.label for p in state.processes if p.pid in state.rollups.denied]
+    return [
+        Gap(f"process:{label}", "pss_bytes", "no-permission")
+        for label in labels
+        if label in state.last
+    ]
+
+
 def _read_members(
     state: _State, members: Mapping[int, Process], *, full: bool
 ) -> dict[int, Values]:
@@ -159,14 +199,12 @@ def _read_members(
 
     Unless all are to be read in full, those whose statm has not moved keep what they had.
     """
-    large = len(members) > ALWAYS_IN_FULL
     known, state.members = state.members, {}
     found: dict[int, Values] = {}
-    for pid, process in members.items():
+    for (pid, process), statm in zip(members.items(), state.statms, strict=True):
         member = known.get(process.label)
-        statm = process.statm() if large else None
         if full or member is None or statm is None or statm != member.statm:
-            member = _read(process, statm)
+            member = _read(process, statm, member)
             if member is None:
                 continue
         state.members[process.label] = member
@@ -181,28 +219,29 @@ def _read_members(
     return found
 
 
-def _read(process: Process, statm: bytes | None) -> _Member | None:
+def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Member | None:
     """Read one process in full; None when it is gone or has no memory of its own."""
     data = process.status()
     if data is None:
         return None
-    values = {}
-    for metric, key in _STATUS.items():
-        if (value := _kib(data, key)) is not None:
-            values[metric] = value
-    return _Member(statm, values, _parent(data)) if "rss_bytes" in values else None
+    begin, end = data.find(b"\nVm"), data.find(b"\nThreads:")  # all lines that are wanted lie here
+    lines = _LINE.findall(data, max(begin, 0), end if end > begin else len(data))
+    values = {_STATUS[name]: int(kib) * 1024 for name, kib in lines}
+    if "rss_bytes" not in values:
+        return None
+    parent = _parent(data)
+    if before is not None and before.values == values:
+        before.statm, before.parent = statm, parent
+        return before
+    readings = _readings(process.label, values)
+    fast = [reading for reading in readings if reading.metric in _FAST]
+    slower = [reading for reading in readings if reading.metric not in _FAST]
+    return _Member(statm, values, parent, fast, slower)
 
 
-def _kib(status: bytes, key: bytes) -> int | None:
-    """Return one "Name:  123 kB" line in bytes: the whole file as a table costs five times more."""
-    at = status.find(key)
-    if at < 0:
-        return None
-    at += len(key)
-    try:
-        return int(status[at : status.index(b"kB", at)]) * 1024
-    except ValueError:
-        return None
+def _readings(label: str, values: Values) -> list[Reading]:
+    entity = f"process:{label}"
+    return [Reading(entity, metric, value) for metric, value in values.items()]
 
 
 def _parent(status: bytes) -> int:

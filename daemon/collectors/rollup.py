@@ -50,12 +50,16 @@ class Budget:
         self._saved_ns -= cost_ns
 
 
+_NEVER = -(2**63)
+"""When a process was asked that was not."""
+
+
 @dataclass(slots=True)
 class _Known:
     """What is known of one process."""
 
     values: dict[str, int] | None = None
-    at_ns: int = -1
+    at_ns: int = _NEVER
     ns_per_byte: float | None = None
 
 
@@ -82,16 +86,18 @@ class Rollups:
             members: the processes.
             rss: their resident bytes.
         """
-        labels = {members[pid].label for pid in rss}
-        self._known = {label: self._known.get(label, _Known()) for label in labels}
+        known = {members[pid].label: self._of(members[pid]) for pid in rss}
+        self._known = known
+        latest = self.clock.monotonic_ns() - round(self.interval_s * NS)
+        due = [pid for pid in rss if known[members[pid].label].at_ns <= latest]
         found = {}
         self.denied = set()
-        for pid in sorted(rss, key=lambda pid: self._of(members[pid]).at_ns):
-            known = self._of(members[pid])
-            if self._due(known) and rss[pid] <= PSS_LARGEST_BYTES:
-                if not self.budget.allows(_expected(known, rss[pid])):
+        for pid in sorted(due, key=lambda pid: known[members[pid].label].at_ns):
+            one = known[members[pid].label]
+            if rss[pid] <= PSS_LARGEST_BYTES:
+                if not self.budget.allows(_expected(one, rss[pid])):
                     break
-                if values := self._ask(members[pid], known, rss[pid]):
+                if values := self._ask(members[pid], one, rss[pid]):
                     found[pid] = values
                 else:
                     self.denied.add(pid)
@@ -109,10 +115,7 @@ class Rollups:
         }
 
     def _of(self, member: Process) -> _Known:
-        return self._known.setdefault(member.label, _Known())
-
-    def _due(self, known: _Known) -> bool:
-        return known.at_ns < 0 or self.clock.monotonic_ns() - known.at_ns >= self.interval_s * NS
+        return self._known.get(member.label) or self._known.setdefault(member.label, _Known())
 
     def _ask(self, member: Process, known: _Known, rss: int) -> dict[str, int] | None:
         begin = self.clock.monotonic_ns()

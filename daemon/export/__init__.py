@@ -11,6 +11,8 @@ from typing import Protocol
 from memplan_daemon.collectors.gpu import GpuCollector
 from memplan_daemon.sampler import Sampler
 
+from memplan.errors import DaemonError
+
 __all__ = ["Exporter", "Exporters"]
 
 
@@ -43,8 +45,8 @@ class Exporters:
             prometheus: loopback address and port; None = off.
             otlp: URL to push to; "" = off.
 
-        Raises MissingDependencyError without the package, DaemonError when the port is taken; then
-        everything is as before.
+        Raises MissingDependencyError without the package, DaemonError when the port is taken or no
+        thread can be started; then everything is as before.
         """
         wanted: list[object] = [key for key in (prometheus, otlp) if key]
         started: dict[object, Exporter] = {}
@@ -67,6 +69,15 @@ class Exporters:
         self._running = {}
 
     def _start(self, key: object) -> Exporter:
+        try:
+            return self._make(key)
+        except RuntimeError as error:  # Python's own word for a limit of threads that is reached
+            raise DaemonError(
+                f"cannot start what answers or pushes for {key}: {error}",
+                hint="raise the limit of processes (TasksMax=), then memplan daemon reload",
+            ) from error
+
+    def _make(self, key: object) -> Exporter:
         if isinstance(key, tuple):
             from memplan_daemon.export.prometheus import PrometheusExporter
 

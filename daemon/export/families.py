@@ -9,7 +9,7 @@ from memplan_daemon.collectors.gpu import GpuCollector
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.snapshot import Key, Snapshot
 
-__all__ = ["Family", "families", "place"]
+__all__ = ["Family", "Shown", "others", "place", "shown"]
 
 _UNITS = {
     "microseconds": ("seconds", 1e-6),
@@ -93,22 +93,33 @@ def _metric(metric: str) -> tuple[str, float, bool]:
     return metric, 1.0, counter
 
 
-def families(sampler: Sampler, gpus: Sequence[GpuCollector]) -> list[Family]:
-    """Return everything that can be shown now."""
-    snapshot = sampler.board.snapshot()
-    found: dict[str, Family] = {}
-    for key, value in snapshot.values.items():
-        if (where := place(key)) is None or key[2].startswith("final_"):
-            continue
-        scope, labels, values = where
-        stem, factor, counter = _metric(key[2])
-        name = f"memplan_{scope}_{stem}"
-        if name not in found:
-            about = f"{stem.replace('_', ' ')} of one {scope.replace('_', ' of one ')}, as sampled."
-            found[name] = Family(name, about, labels, counter)
-        number = value * factor if factor != 1.0 else value
-        found[name].series.append((values, number))
-    return [*found.values(), *_missing(snapshot), *_devices(gpus), *_own(sampler, snapshot)]
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How one series of a snapshot is shown."""
+
+    family: Family
+    """The metric with its labels, and no series."""
+    values: tuple[str, ...]
+    """Of the labels."""
+    factor: float
+    """From our unit to the base unit."""
+
+
+def shown(key: Key) -> Shown | None:
+    """Return how a series is shown; None for one that is not."""
+    if (where := place(key)) is None or key[2].startswith("final_"):
+        return None
+    scope, labels, values = where
+    stem, factor, counter = _metric(key[2])
+    about = f"{stem.replace('_', ' ')} of one {scope.replace('_', ' of one ')}, as sampled."
+    return Shown(Family(f"memplan_{scope}_{stem}", about, labels, counter), values, factor)
+
+
+def others(sampler: Sampler, snapshot: Snapshot, gpus: Sequence[GpuCollector]) -> Iterable[Family]:
+    """Yield what is shown beside a snapshot's numbers."""
+    yield from _missing(snapshot)
+    yield from _devices(gpus)
+    yield from _own(sampler, snapshot)
 
 
 def _missing(snapshot: Snapshot) -> Iterable[Family]:

@@ -22,6 +22,9 @@ __all__ = ["OtelExporter"]
 PUSH_S = 15.0
 """Seconds between two pushes."""
 
+CLOSE_S = 0.5
+"""Seconds that the last push may take: the daemon ends within two."""
+
 _GPU = {
     "hw.gpu.memory.usage": ("used_bytes", "By"),
     "hw.gpu.memory.limit": ("total_bytes", "By"),
@@ -70,8 +73,8 @@ class OtelExporter:
             self._gauge(meter, name, "By", partial(self._own, run, kind, metric))
 
     def close(self) -> None:
-        """Push what is left, for two seconds at most, and end."""
-        self._provider.shutdown(timeout_millis=2000)
+        """Push what is left, for CLOSE_S at most, and end."""
+        self._provider.shutdown(timeout_millis=CLOSE_S * 1000)
 
     @staticmethod
     def _gauge(

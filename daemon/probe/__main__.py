@@ -1,7 +1,8 @@
 """`python -m memplan_daemon.probe BACKEND DESCRIPTOR`: answers until the daemon closes its end.
 
-A request is {"id": N, "groups": [...]}, the answer {"id": N, "state": ..., ...}; see `answer`.
-Imports as little as it can: its memory counts as the daemon's.
+A request is {"id": N, "groups": [...]}, the answer {"id": N, "state": ..., ...}; of each GPU it has
+what is new since the last answer to the same groups. Imports as little as it can: its memory
+counts as the daemon's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import json
 import signal
 import socket
 import sys
+import time
 from typing import Any
+
+from memplan_daemon.probe.fields import Entry, news
 
 __all__ = ["main"]
 
@@ -34,10 +38,15 @@ def main(name: str, descriptor: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the daemon's to handle
     backend = _backend(name)
+    last: dict[frozenset[str], list[Entry]] = {}
     with socket.socket(fileno=descriptor) as peer, peer.makefile("rwb") as stream:
         for line in stream:
             request = json.loads(line)
-            reply = {"id": request["id"], **backend.read(frozenset(request["groups"]))}
+            groups, begun_ns = frozenset(request["groups"]), time.monotonic_ns()
+            reply = {"id": request["id"], **backend.read(groups)}
+            reply["took_ns"] = time.monotonic_ns() - begun_ns
+            before, last[groups] = last.get(groups, []), reply["gpus"]
+            reply["gpus"] = news(before, reply["gpus"])
             stream.write(json.dumps(reply, separators=(",", ":")).encode() + b"\n")
             stream.flush()
 

@@ -1,12 +1,15 @@
-"""What both backends share: a reading or the reason why there is none."""
+"""What both backends share: a reading or the reason why there is none, and what of it is new."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Device", "reply"]
+__all__ = ["Device", "Entry", "news", "reply", "whole"]
+
+Entry = Mapping[str, Any]
+"""A device as it goes over the socket: the names of `Device`'s fields with their values."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +30,10 @@ class Device:
     """Metric -> "not-supported", "no-permission", "lost" or "failed"."""
     processes: list[tuple[int, int | None]] | None = None
     """(process id, bytes or None where the driver has no number); None = no list."""
+
+    def entry(self) -> Entry:
+        """Return its fields; they are not copied."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def take(self, metric: str, value: int | None) -> None:
         """Keep a number, or note that this device has none."""
@@ -67,6 +74,32 @@ def reply(
         "state": state,
         "reason": reason,
         "driver": driver,
-        "gpus": [asdict(device) for device in devices],
+        "gpus": [device.entry() for device in devices],
         **more,
     }
+
+
+def news(before: Sequence[Entry], now: Sequence[Entry]) -> Sequence[Entry]:
+    """Return of each device the fields that changed; all of them when the devices are others.
+
+    Args:
+        before: the devices as they were at the last answer to the same question.
+        now: as they are.
+    """
+    if [entry["uuid"] for entry in before] != [entry["uuid"] for entry in now]:
+        return now
+    return [
+        {name: value for name, value in entry.items() if value != old[name]}
+        for old, entry in zip(before, now, strict=True)
+    ]
+
+
+def whole(before: Sequence[Entry], changed: Sequence[Entry]) -> Sequence[Entry]:
+    """Return the devices of which `news` has made `changed`; one without news stays the object.
+
+    Raises ValueError or TypeError for what `news` cannot have made.
+    """
+    if not changed or any("uuid" in entry for entry in changed):
+        return changed
+    pairs = zip(before, changed, strict=True)
+    return [{**old, **entry} if entry else old for old, entry in pairs]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import struct
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -41,10 +43,22 @@ _EVENT_KINDS = {1: "ecc_single", 2: "ecc_double", 8: "xid"}
 _NVLINK_TX, _NVLINK_RX = 138, 139
 """NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX and _RX, KiB since the driver was loaded."""
 _ALL_LINKS = 2**32 - 1
+_INSUFFICIENT_SIZE, _FUNCTION_NOT_FOUND = 7, 13
+_PROCESS = struct.Struct("@IQII")
+"""nvmlProcessInfo_v2_t: process id, bytes, and the two numbers of a MIG device."""
+_TRIES = 3
+_ROOM = 128
+"""Processes that a list is expected to hold at the most; it grows."""
 
 
 _Entry = tuple[Any, str, str, str | None]
 """(handle, UUID, product name, UUID of the GPU that it is a part of)."""
+
+_Raw = list[bytes | None]
+"""The driver's own process lists of a device; None for one that there is not."""
+
+_Listed = tuple[_Raw, list[tuple[int, int | None]] | None]
+"""A device's lists, and what they mean."""
 
 
 class _StaleError(Exception):
@@ -85,6 +99,8 @@ class NvmlBackend:
         self._driver = ""
         self._events: Any = None
         self._counted = 0
+        self._room = ctypes.create_string_buffer(_ROOM * _PROCESS.size)
+        self._listed: dict[str, _Listed] = {}
 
     def read(self, groups: frozenset[str]) -> dict[str, Any]:
         """Return one answer; a driver that was loaded anew is opened anew, once."""
@@ -135,6 +151,7 @@ class NvmlBackend:
                 continue
             found += self._mig(handle, uuid)
         self._handles = found
+        self._listed = {}
         self._listen()
 
     def _mig(self, handle: Any, parent: str) -> Iterator[_Entry]:
@@ -201,21 +218,40 @@ class NvmlBackend:
             device.take(f"{key}_bytes", None if value == _NOT_AVAILABLE else value)
 
     def _processes(self, device: Device, handle: Any) -> None:
-        """Add (pid, bytes); one that is in both lists has the same bytes in each."""
-        found: dict[int, int | None] = {}
-        listed = False
+        """Add (pid, bytes); lists that are as they were in the last tick are not read again."""
+        raw: _Raw = []
         for kind in ("Compute", "Graphics"):
             try:
-                entries = getattr(self._nvml, f"nvmlDeviceGet{kind}RunningProcesses")(handle)
+                raw.append(self._process_list(kind, handle))
             except self._nvml.NVMLError as error:
                 device.missing[f"{kind.lower()}_processes"] = _reason(error)
-                continue
-            listed = True
-            for entry in entries:
-                value = None if entry.usedGpuMemory == _NOT_AVAILABLE else entry.usedGpuMemory
-                known = found.get(entry.pid)
-                found[entry.pid] = known if value is None else max(int(value), known or 0)
-        device.processes = list(found.items()) if listed else None
+                raw.append(None)
+        known = self._listed.get(device.uuid)
+        if known is None or known[0] != raw:
+            known = self._listed[device.uuid] = (raw, _merged(raw))
+        device.processes = known[1]
+
+    def _process_list(self, kind: str, handle: Any) -> bytes:
+        """Return a list as the driver writes it: pynvml makes an object of each field of it.
+
+        The room that is kept for it makes the call superfluous that asks for the size.
+        """
+        nvml = self._nvml
+        try:
+            call = getattr(nvml.nvmlLib, f"nvmlDeviceGet{kind}RunningProcesses_v3")
+        except AttributeError as error:
+            raise nvml.NVMLError(_FUNCTION_NOT_FOUND) from error
+        code, count = _INSUFFICIENT_SIZE, ctypes.c_uint()
+        for _ in range(_TRIES):
+            count.value = room = len(self._room) // _PROCESS.size
+            code = call(handle, ctypes.byref(count), self._room)
+            if code != _INSUFFICIENT_SIZE:
+                break
+            room = 2 * max(room, count.value)
+            self._room = ctypes.create_string_buffer(room * _PROCESS.size)
+        if code:
+            raise nvml.NVMLError(code)
+        return ctypes.string_at(self._room, count.value * _PROCESS.size)
 
     def _medium(self, device: Device, handle: Any) -> None:
         nvml = self._nvml
@@ -282,3 +318,13 @@ class NvmlBackend:
                 return
             kind = _EVENT_KINDS.get(int(event.eventType), "gpu")
             yield uuid, kind, int(event.eventData), time.time_ns()
+
+
+def _merged(raw: _Raw) -> list[tuple[int, int | None]] | None:
+    """Return (pid, bytes) of all lists; a process that is in both has the same bytes in each."""
+    found: dict[int, int | None] = {}
+    for data in raw:
+        for pid, used, _, _ in _PROCESS.iter_unpack(data or b""):
+            value, known = None if used == _NOT_AVAILABLE else used, found.get(pid)
+            found[pid] = known if value is None else max(value, known or 0)
+    return None if all(data is None for data in raw) else list(found.items())

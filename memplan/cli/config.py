@@ -20,12 +20,13 @@ def show(*, as_json: bool) -> None:
     """Print every setting with its value and where it was set."""
     from memplan.config import load
     from memplan.report import table
+    from memplan.store.readonly import shown
 
     values = load()
     if as_json:
-        rows = {v.setting.name: {"value": v.value, "origin": v.origin} for v in values}
+        rows = {v.setting.name: {"value": shown(v.value), "origin": v.origin} for v in values}
         click.echo(json.dumps(rows, indent=2))
         return
     head = ["setting", "value", "set by", "meaning"]
-    lines = [[v.setting.name, v.value, v.origin, v.setting.help] for v in values]
+    lines = [[v.setting.name, shown(v.value), v.origin, v.setting.help] for v in values]
     click.echo("\n".join(table([head, *lines], "llll", "")))

@@ -71,8 +71,11 @@ def start(*, interval: float | None, rules: tuple[str, ...]) -> None:
     """
     from memplan_daemon.lifecycle import start_daemon
 
+    from memplan.store.readonly import shown
+
     status = start_daemon(_database(), interval, rules)
-    click.echo(f"running, pid {status.pid}, every {status.interval_s:g} s into {status.database}")
+    place = shown(status.database)
+    click.echo(f"running, pid {status.pid}, every {status.interval_s:g} s into {place}")
 
 
 @daemon.command("reload")
@@ -162,9 +165,11 @@ def status(*, as_json: bool) -> int:
 
     from memplan_daemon.lifecycle import daemon_status
 
+    from memplan.store.readonly import shown
+
     found = daemon_status(_database())
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        click.echo(json.dumps({**asdict(found), "database": shown(found.database)}, indent=2))
     else:
         click.echo("\n".join(_lines(found)))
     return 0 if found.running else EXIT_NOT_RUNNING
@@ -173,10 +178,13 @@ def status(*, as_json: bool) -> int:
 def _lines(found: DaemonStatus) -> list[str]:
     from datetime import datetime
 
+    from memplan.store.readonly import is_url, shown
     from memplan.units import format_bytes
 
-    size = "not made yet" if found.database_bytes is None else format_bytes(found.database_bytes)
-    lines = [f"database  {found.database} ({size})"]
+    size = found.database_bytes
+    made = "not made yet" if size is None else format_bytes(size, "MiB")
+    place = shown(found.database)
+    lines = [f"database  {place}" + ("" if is_url(found.database) else f" ({made})")]
     if not found.running:
         return ["not running: memplan daemon start", *lines, *_other_holder(found.kind, found.pid)]
     assert found.since_ns is not None
@@ -189,9 +197,12 @@ def _lines(found: DaemonStatus) -> list[str]:
         f"samples   {found.samples_written} written, {found.samples_dropped} dropped",
         f"watching  {', '.join((*found.watches, *found.watching)) or 'the host only'}",
         *_gpu_lines(found),
+        *_fleet_lines(found),
     ]
     if found.stretch > 1:
-        lines.append(f"stretched intervals are {found.stretch:.1f} times longer: CPU budget")
+        lines.append(
+            f"slower    {found.stretch:.1f} times: more would cost more than the setting cpu_budget"
+        )
     lines += [f"agent     pid {a['pid']} in run {a['run']}" for a in found.agents]
     lines += [f"event     {event['text']}" for event in found.events[-5:]]
     return [*lines, f"problem   {found.store_error}"] if found.store_error else lines
@@ -201,6 +212,20 @@ def _gpu_lines(found: DaemonStatus) -> list[str]:
     if found.gpu_problem and not found.gpus:
         return [f"gpu       none: {found.gpu_problem}"]
     return [f"gpu       {uuid} {state}" for uuid, state in found.gpus.items()]
+
+
+def _fleet_lines(found: DaemonStatus) -> list[str]:
+    from memplan.units import format_bytes
+
+    fleet = found.fleet
+    if not fleet:
+        return []
+    count, lost = fleet["waiting_notes"], fleet["lost_notes"]
+    state = "up to date" if count == 0 else "not heard of yet"
+    if count:
+        state = f"{count} changes wait ({format_bytes(fleet['waiting_bytes'], 'MiB')})"
+    lines = [f"fleet     {fleet['to']}: {state}" + (f", {lost} given up" if lost else "")]
+    return [*lines, f"problem   {fleet['problem']}"] if fleet["problem"] else lines
 
 
 def _other_holder(kind: str | None, pid: int | None) -> list[str]:

@@ -32,6 +32,7 @@ def check(*, as_json: bool) -> int:
     import json
     from dataclasses import asdict
 
+    from memplan.store.migrate import HEAD
     from memplan.store.upkeep import check as look
     from memplan.units import format_bytes
 
@@ -42,13 +43,15 @@ def check(*, as_json: bool) -> int:
     click.echo(
         f"database  {_database()} ({format_bytes(found.bytes, 'MiB')}), schema {found.schema}"
     )
-    click.echo("rows      " + ", ".join(f"{n} {table}" for table, n in found.rows if n))
+    rows = ", ".join(f"{n} {table}" for table, n in found.rows if n)
+    click.echo(f"rows      {rows or 'none'}")
     for problem in found.problems:
         click.echo(f"problem   {problem}")
     if not found.problems:
         click.echo("sound     every page and every checksum")
         return 0
-    click.echo("mend it:  memplan db repair", err=True)
+    older = found.schema not in {None, HEAD} and len(found.problems) == 1
+    click.echo(f"mend it:  memplan db {'migrate' if older else 'repair'}", err=True)
     return EXIT_FINDING
 
 
@@ -96,8 +99,8 @@ def migrate() -> None:
     path = local_path(_database())
     before = look(path).schema
     LocalWriter(path).close()
-    if before == HEAD:
-        click.echo(f"schema {HEAD} already")
+    if before in {None, HEAD}:
+        click.echo(f"schema {HEAD}" + (" already" if before else ", made just now"))
         return
     click.echo(f"migrated from schema {before} to {HEAD}; as it was: {copy_path(path)}")
 

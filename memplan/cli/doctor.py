@@ -133,6 +133,7 @@ def _database() -> Iterator[Check]:
     from memplan.errors import StoreError, StoreMissingError
     from memplan.store.engine import sqlite_problem
     from memplan.store.reader import StoreReader
+    from memplan.store.readonly import shown
 
     place = config.setting("database")
     if problem := sqlite_problem():
@@ -142,7 +143,7 @@ def _database() -> Iterator[Check]:
     try:
         with StoreReader(place.value) as reader:
             count = len(reader.runs(10_000))
-        yield Check(name="database", state="ok", detail=f"{place.value}, {count} runs")
+        yield Check(name="database", state="ok", detail=f"{shown(place.value)}, {count} runs")
     except StoreMissingError:
         folder = _existing(Path(place.value))
         writable = os.access(folder, os.W_OK)

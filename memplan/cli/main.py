@@ -16,7 +16,7 @@ from memplan import __version__
 from memplan.cli import style
 from memplan.errors import MemplanError
 
-__all__ = ["COMMANDS", "cli", "main"]
+__all__ = ["COMMANDS", "cli", "collect_rarely", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("memplan.cli.plan:plan", "What a model needs on given devices, and where it goes."),
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("memplan.cli.trace:trace", "Who eats the memory: phases and largest shares."),
     "run": ("memplan.cli.run:run", "Run a command under the sampler; plan versus measurement."),
     "validate": ("memplan.cli.validate:validate", "The planner held against real measurements."),
-    "runs": ("memplan.cli.runs:runs", "List what was measured."),
+    "runs": ("memplan.cli.runs:runs", "List what was measured, or delete it."),
     "show": ("memplan.cli.runs:show", "One run: phases and peaks."),
     "compare": ("memplan.cli.runs:compare", "One run beside its plan, part by part."),
     "report": ("memplan.cli.report:report", "One run beside its plan as one HTML page."),
@@ -113,13 +113,18 @@ def cli(ctx: click.Context, color: str, debug: bool) -> None:
         os.environ["MEMPLAN_DEBUG"] = "1"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program and end the process with its exit code.
+def collect_rarely() -> None:
+    """Let the garbage collector rest.
 
-    A plan makes a hundred thousand small objects that all live to the end: the garbage collector
-    would only walk them again and again.
+    A plan makes a hundred thousand small objects that all live to the end: it would only walk them
+    again and again.
     """
     gc.set_threshold(200_000, 20, 20)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program and end the process with its exit code."""
+    collect_rarely()
     code = run(argv)
     gc.freeze()
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`memplan runs`, `show`, `compare` and `export`: what was measured."""
+"""`memplan runs`, `runs delete`, `show`, `compare` and `export`: what was measured."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ __all__ = ["compare", "export", "runs", "show"]
 
 EXIT_FINDING = 1
 
+_HEAD = ["run", "started", "seconds", "status", "peak RSS", "plan", "command"]
+
 
 def _reader() -> Any:
     from memplan import config
@@ -25,17 +27,21 @@ def _reader() -> Any:
     return StoreReader(config.setting("database").value)
 
 
-@click.command("runs")
+@click.group("runs", invoke_without_command=True)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, help="How many, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unit_option
-def runs(*, limit: int, as_json: bool, unit: str | None) -> None:
+@click.pass_context
+def runs(ctx: click.Context, *, limit: int, as_json: bool, unit: str | None) -> None:
     """List what was measured, newest first.
 
     \b
     memplan runs
     memplan show last
+    memplan runs delete r-0000001ab --yes
     """
+    if ctx.invoked_subcommand is not None:
+        return
     with _reader() as reader:
         found = reader.runs(limit)
         if as_json:
@@ -49,8 +55,43 @@ def runs(*, limit: int, as_json: bool, unit: str | None) -> None:
         return
     from memplan.report import table
 
-    head = ["run", "started", "seconds", "status", "peak RSS", "plan", "command"]
-    click.echo("\n".join(table([head, *rows], "llrlrll", "")))
+    click.echo("\n".join(table([_HEAD, *rows], "llrlrll", "")))
+
+
+@runs.command("delete")
+@click.argument("keys", metavar="RUN...", nargs=-1, required=True)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@unit_option
+def delete(*, keys: tuple[str, ...], yes: bool, unit: str | None) -> None:
+    """Delete runs for good: samples, roll-ups, peaks, phases and events. Their plans stay.
+
+    RUN is an id, a unique beginning of one, or "last". A fleet's database that they were copied to
+    deletes them, too. A run that is still being measured is refused.
+    """
+    import sys
+
+    from memplan import config
+    from memplan.errors import UsageError
+    from memplan.report import table
+    from memplan.store.open import open_writer
+
+    with _reader() as reader:
+        found = list({run.id: run for run in map(reader.run, keys)}.values())
+        rows = [_row(run, _peak(reader, run), chosen_unit(unit)) for run in found]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is there to be asked", hint="memplan runs delete RUN --yes")
+        click.echo("\n".join(table([_HEAD, *rows], "llrlrll", "")), err=True)
+        click.confirm(
+            f"Delete {'this run' if len(found) == 1 else f'these {len(found)} runs'} for good?",
+            abort=True,
+            err=True,
+        )
+    with open_writer(config.setting("database").value) as writer:
+        for run in found:
+            while writer.delete_run(run.id):
+                pass
+            click.echo(f"deleted {run.id}")
 
 
 def _peak(reader: Any, run: Run) -> int | None:

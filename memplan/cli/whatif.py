@@ -13,11 +13,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from memplan.errors import MemplanError, UsageError
-from memplan.types import Plan, Workload
 
 if TYPE_CHECKING:
     from memplan.devices.parse import Hardware
-    from memplan.types import ModelSpec
+    from memplan.types import ModelSpec, Plan, Workload
 
 __all__ = ["WhatIf"]
 

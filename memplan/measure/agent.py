@@ -63,7 +63,8 @@ class _Agent:
 
     def put(self, kind: str, **body: Any) -> None:
         self._packets.append(encode(kind, **body))
-        self._wake.set()
+        if kind != "workload" or self.interval_s is None:  # it goes with the next sample: each
+            self._wake.set()  # waking takes the interpreter from the program for a moment
 
     def end(self) -> None:
         """Send what is left, as far as that goes in a moment."""

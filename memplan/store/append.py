@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy
@@ -17,21 +18,23 @@ from sqlalchemy import delete, func, insert, select
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, Summary, summarize, tick_frame
+from memplan.store.batch import Instant
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, InstantRow, Summary, merge, tick_frame
 from memplan.store.partition import DAY_NS
-from memplan.store.upsert import add_peaks, add_rollups
-from memplan.types import Sample, Series
+from memplan.store.upsert import add_peaks, add_rollups, insert_many
+from memplan.types import Series
 
 __all__ = ["BLOCK_INSTANTS", "HOUR_NS", "MINUTE_NS", "SampleLog"]
 
-BLOCK_INSTANTS = 60
+BLOCK_INSTANTS = 120
 """Instants of a run that make a block."""
 
 BLOCK_BYTES = 1024**2
 """Packed bytes of waiting ticks that make a block even of fewer instants."""
 
 REMEMBERED_SERIES = 50_000
-"""Series whose numbers are kept in memory; beyond, all are looked up anew as they come."""
+"""Series whose numbers are kept in memory, one by one and by the tuples in which they come;
+beyond, all are looked up anew as they come."""
 
 LOOKED_UP = 500
 """Names in one look-up."""
@@ -59,6 +62,8 @@ class SampleLog:
         self._host_id = host_id
         self._series: dict[Series, int] = {}
         self._entities: dict[str, int] = {}
+        self._layouts: dict[int, tuple[tuple[Series, ...], tuple[int, ...]]] = {}
+        self._remembered = 0
         self._waiting: dict[str, tuple[int, int]] = {}
 
         def highest(column: sqlalchemy.Column[Any]) -> int:
@@ -78,23 +83,39 @@ class SampleLog:
         for run_id, instants, size in connection.execute(query):
             self._waiting[run_id] = (int(instants), int(size))
 
-    def append(self, connection: sqlalchemy.Connection, samples: Sequence[Sample]) -> None:
+    def append(self, connection: sqlalchemy.Connection, batch: Sequence[Instant]) -> None:
         """Write a batch as ticks, one row for each run in it."""
-        ids = list(map(self._series.get, (sample.series for sample in samples)))
-        if None in ids:
-            self._register(connection, samples)
-            ids = [self._series[sample.series] for sample in samples]
-        runs: dict[str, list[tuple[int, int, int]]] = {}
-        for number, sample in zip(ids, samples, strict=True):
-            assert number is not None
-            row = (number, sample.t_ns, sample.value)
-            runs.setdefault(sample.series.run_id or tables.HOST_RUN, []).append(row)
+        runs: dict[str, list[InstantRow]] = {}
+        for instant in batch:
+            ids = self._numbers(connection, instant.series)
+            run_id = instant.series[0].run_id or tables.HOST_RUN
+            runs.setdefault(run_id, []).append((instant.t_ns, ids, instant.values))
         rows = []
-        for run_id, readings in runs.items():
-            frame = Frame.of(readings, self._next_seq)
+        for run_id, instants in runs.items():
+            frame = Frame.of_rows(instants, self._next_seq)
             self._next_seq += len(frame.seqs)
             rows += [self._tick(run_id, part) for part in _pieces(frame)]
         connection.execute(insert(tables.tick), rows)
+
+    def _numbers(
+        self, connection: sqlalchemy.Connection, series: tuple[Series, ...]
+    ) -> tuple[int, ...]:
+        """Return the numbers of series of one run; the same tuple as before has the same ones.
+
+        Unless its run was forgotten meanwhile: then none of its series has a number any more.
+        """
+        known = self._layouts.get(id(series))
+        if known is not None and known[0] is series and series[0] in self._series:
+            return known[1]
+        if any(one not in self._series for one in series):
+            self._register(connection, series)
+        ids = tuple(self._series[one] for one in series)
+        self._remembered += len(series)
+        if self._remembered > REMEMBERED_SERIES:
+            self._remembered = len(series)
+            self._layouts.clear()
+        self._layouts[id(series)] = (series, ids)
+        return ids
 
     def _tick(self, run_id: str, frame: Frame) -> dict[str, Any]:
         version, data = frame.pack()
@@ -113,6 +134,12 @@ class SampleLog:
             "crc": codec.checksum(data, frame.seqs[0], n),
             "data": data,
         }
+
+    def forget(self, run_id: str) -> None:
+        """Forget a run that was deleted: its numbers must not be used again."""
+        self._waiting.pop(run_id, None)
+        for series in [series for series in self._series if series.run_id == run_id]:
+            del self._series[series]
 
     def due(self) -> list[str]:
         """Return the runs whose ticks are enough for a block."""
@@ -157,10 +184,8 @@ class SampleLog:
     ) -> dict[str, Any]:
         number, day = self._next_block, frame.times[0] // DAY_NS
         self._next_block += 1
-        summaries = {
-            series: summarize(column.values, frame.column_times(column))
-            for series, column in frame.columns.items()
-        }
+        minutes = frame.stretches(MINUTE_NS)
+        summaries = {series: _total(parts) for series, parts in minutes.items()}
         chunks = [self._chunk(frame, i, summaries[i], number, day) for i in sorted(summaries)]
         version, data = codec.pack(codec.pack_times(frame.times, frame.seqs))
         size = len(data) + sum(len(chunk["data"]) for chunk in chunks)
@@ -180,8 +205,8 @@ class SampleLog:
             "data": data,
         }
         connection.execute(insert(tables.block), block)
-        connection.execute(insert(tables.chunk), chunks)
-        self._roll_up(connection, frame, summaries)
+        insert_many(connection, tables.chunk, chunks)
+        self._roll_up(connection, minutes, summaries)
         return block
 
     def _chunk(
@@ -201,18 +226,26 @@ class SampleLog:
         }
 
     def _roll_up(
-        self, connection: sqlalchemy.Connection, frame: Frame, summaries: dict[int, Summary]
+        self,
+        connection: sqlalchemy.Connection,
+        minutes: dict[int, list[tuple[int, Summary]]],
+        summaries: dict[int, Summary],
     ) -> None:
+        """Add a block's summaries to what is there: an hour's are made of its minutes'."""
         for table, period_ns in ROLLUPS:
+            found: dict[tuple[int, int], list[tuple[int, Summary]]] = {}
+            for series, parts in minutes.items():
+                for part in parts:
+                    period = part[0] * MINUTE_NS // period_ns
+                    found.setdefault((period, series), []).append(part)
             rows = [
                 {
                     "host_id": self._host_id,
                     "period": period,
                     "series_id": series,
-                    **_numbers(found[series], _ROLLUP_NUMBERS),
+                    **_numbers(_total(found[period, series]), _ROLLUP_NUMBERS),
                 }
-                for period, found in sorted(frame.by_period(period_ns).items())
-                for series in sorted(found)
+                for period, series in sorted(found)
             ]
             add_rollups(connection, table, rows)
         peaks = [
@@ -221,14 +254,12 @@ class SampleLog:
         ]
         add_peaks(connection, tables.peak, peaks)
 
-    def _register(self, connection: sqlalchemy.Connection, samples: Iterable[Sample]) -> None:
+    def _register(self, connection: sqlalchemy.Connection, wanted: Iterable[Series]) -> None:
         """Give every new series, and every new thing that one is about, a number."""
         if len(self._series) > REMEMBERED_SERIES:
             self._series.clear()
             self._entities.clear()
-        new = list(dict.fromkeys(s.series for s in samples if s.series not in self._series))
-        if not new:
-            return
+        new = [series for series in dict.fromkeys(wanted) if series not in self._series]
         self._register_entities(connection, [series.entity for series in new])
         self._find_series(connection, new)
         rows = []
@@ -297,8 +328,16 @@ def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[begin : begin + size]
 
 
-def _numbers(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(summary, name) for name in names}
+def _total(parts: Sequence[tuple[int, Summary]]) -> Summary:
+    """Return the summary of stretches that follow one another."""
+    total = parts[0][1]
+    for _, part in parts[1:]:
+        total = merge(total, part)
+    return total
+
+
+def _numbers(summary: Summary, names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, attrgetter(*names)(summary), strict=True))
 
 
 def _pieces(frame: Frame) -> Iterator[Frame]:

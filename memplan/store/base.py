@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
-from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
+from memplan.types import Device, Event, Peak, Phase, Run, Sample, Series
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["Bucket", "ColumnBatch", "Curve", "Reader", "SampleBatch", "Tier", "Writer"]
 
@@ -113,6 +116,13 @@ class Writer(Protocol):
         For the host's own series: packed flushes are what keeps a disk from wearing out. What
         waits is written before anything that comes later. It never raises because the store
         refuses: the batch then stays in a bounded ring, and the oldest go first.
+        """
+        ...
+
+    def delete_run(self, run_id: str) -> bool:
+        """Delete a run with all that belongs to it; tell whether to call again for the rest.
+
+        Raises NotStoredError when there is no such run, UsageError while it is running.
         """
         ...
 

@@ -12,7 +12,9 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from functools import lru_cache, reduce
+from itertools import accumulate, pairwise, repeat
+from operator import or_, sub
 
 from memplan.errors import StoreDamagedError
 
@@ -32,7 +34,8 @@ PLAIN, DEFLATED = 1, 2
 """Codec versions, stored beside each blob."""
 
 _TOKEN = re.compile(rb"[\x80-\xff]*[\x00-\x7f]", re.DOTALL)
-_MEMO_ITEMS = 1 << 15
+_MEMO_ITEMS = 1 << 12
+"""Integers that are remembered; each takes some 100 bytes for good."""
 
 
 class _Encoded(dict[int, bytes]):
@@ -121,16 +124,22 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
         values: at least one.
         index: positions of the values among the block's instants; None = all of them.
     """
-    deltas = [b - a for a, b in pairwise(values)]
-    together = 0
-    for delta in deltas:
-        together |= delta
-    shift = (together & -together).bit_length() - 1 if together else 0
+    deltas = list(map(sub, values[1:], values))
+    together = reduce(or_, deltas, 0)
+    if not together:
+        return _pack_constant(values[0], len(values), index and tuple(index))
+    shift = (together & -together).bit_length() - 1
     stream = [shift, values[0]]
     stream += [delta >> shift for delta in deltas] if shift else deltas
     if index is not None:
         stream += _steps(index)
     return pack(stream)
+
+
+@lru_cache(maxsize=512)
+def _pack_constant(value: int, n: int, index: Sequence[int] | None) -> tuple[int, bytes]:
+    """Return the column of a value that stays: most columns are one, and the same for a while."""
+    return pack([0, value, *repeat(0, n - 1), *_steps(index or ())])
 
 
 def unpack_column(codec: int, blob: bytes, n: int) -> tuple[list[int], list[int] | None]:

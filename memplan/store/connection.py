@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from memplan.store.retention import Policy, Retention, shrink
 from memplan.store.space import Ballast
 
 __all__ = ["LOG_CAP_BYTES", "WriterConnection"]
+
+_log = logging.getLogger("memplan.store")
 
 T = TypeVar("T")
 
@@ -76,6 +79,12 @@ class WriterConnection:
         self._engine: sqlalchemy.Engine | None = None
         self._connection: sqlalchemy.Connection | None = None
         self._room_s: float | None = None
+        self._batches = itertools.count(1)
+        self.longest_checkpoint_s = 0.0
+        """Longest time that a checkpoint took, which holds no lock but waits for the disk."""
+        self._inode: int | None = None
+        self._wal_inode: int | None = None
+        self._stale = False
         if self._lock is not None:
             self._lock.acquire()
         try:
@@ -107,6 +116,8 @@ class WriterConnection:
             self.host_id = _host_id(connection, *self._identity)
             self.log = SampleLog(connection, self.host_id)
         self.retention = Retention(self.begin, self.host_id, self.policy)
+        if self.path is not None:
+            self._inode, self._wal_inode = _inode(self.path), _inode(self._wal)
 
     def _take_advisory_lock(self) -> None:
         with self.begin() as connection:
@@ -151,37 +162,56 @@ class WriterConnection:
         Raises StoreFullError when the disk still refuses, other StoreErrors otherwise.
         """
         try:
-            result = self._attempt(operation, durable=durable)
-        except StoreFullError as error:
-            if not self._make_room():
-                self._degrade(error)
-                raise
+            self._check_place()
             try:
                 result = self._attempt(operation, durable=durable)
-            except StoreFullError as again:
-                self._degrade(again)
-                raise
-        except StoreDamagedError as error:
-            if self.path is None:
-                raise
-            self._rescue(error)
-            result = self._attempt(operation, durable=durable)
+            except StoreFullError:
+                if not self._make_room():
+                    raise
+                result = self._attempt(operation, durable=durable)
+            except StoreDamagedError as error:
+                if self.path is None:
+                    raise
+                self._rescue(error)
+                result = self._attempt(operation, durable=durable)
+        except StoreError as error:
+            self._degrade(error)
+            raise
         self._well_again()
         return result
 
+    def _check_place(self) -> None:
+        """Begin anew where the file was removed or replaced: what went into it would be lost."""
+        if self.path is None or self._lock is None:
+            return
+        if self._connection is not None and _inode(self.path) == self._inode:
+            return
+        self._disconnect()
+        if not self._lock.is_in_place:  # with the lock: who holds the new one writes now
+            self._lock.release()
+            self._lock.acquire()
+        if self._wal_inode is not None and _inode(self._wal) == self._wal_inode:
+            quarantine.put_log_aside(self.path)  # it belongs to the file that was there
+            self._wal_inode = None
+        self._connect()
+        _log.warning("%s was removed or replaced: a new database begins there", self.path)
+
     def _attempt(self, operation: Callable[[sqlalchemy.Connection], T], *, durable: bool) -> T:
         self._check_log()
+        if self._stale:
+            self._reload()
         try:
             with self.durable() if durable else self.begin() as connection:
                 return operation(connection)
         except BaseException:
-            self._reload()
+            self._stale = True
             raise
 
     def _reload(self) -> None:
         """Read the running numbers anew: a transaction that failed has given some to nobody."""
-        with contextlib.suppress(StoreError), self.begin() as connection:
+        with self.begin() as connection:
             self.log = SampleLog(connection, self.host_id)
+        self._stale = False
 
     def _check_log(self) -> None:
         """Raise StoreFullError when the write-ahead log is too long and cannot begin anew."""
@@ -193,7 +223,7 @@ class WriterConnection:
         assert self.path is not None
         pids = ", ".join(map(str, log_holders(self.path))) or "unknown"
         raise StoreFullError(
-            f"the log of {self.database} is full: a process ({pids}) reads an old state of it",
+            f"the log of {self.path} is full: a process ({pids}) reads an old state of it",
             hint="end that process; samples wait in memory meanwhile",
         )
 
@@ -208,9 +238,12 @@ class WriterConnection:
         with contextlib.suppress(StoreError), translated(self.database):
             raw = driver(self.connection)
             raw.execute("PRAGMA busy_timeout = 0")
+            begun_s = time.perf_counter()
             try:
                 raw.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
             finally:
+                took_s = time.perf_counter() - begun_s
+                self.longest_checkpoint_s = max(self.longest_checkpoint_s, took_s)
                 raw.execute("PRAGMA busy_timeout = 5000")
 
     @contextlib.contextmanager
@@ -220,10 +253,9 @@ class WriterConnection:
         Yields what is to be called after each transaction, when nobody waits for the lock; the
         last ones' checkpoint is left to the next write.
         """
-        done = itertools.count(1)
 
         def pause() -> None:
-            if next(done) % _CHECKPOINT_EVERY == 0:
+            if next(self._batches) % _CHECKPOINT_EVERY == 0:
                 self.checkpoint()
 
         if self.path is None:
@@ -299,6 +331,13 @@ class WriterConnection:
         self._disconnect()
         if self._lock is not None:
             self._lock.release()
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _size(path: Path) -> int:

@@ -1,19 +1,20 @@
 """Windows of time in a given number of buckets, from whatever tier is left.
 
-Samples where they are still there; their chunks' summaries where a bucket is much wider than a
-chunk; roll-ups of a minute or an hour where samples have been deleted. What was summarised counts
-in the bucket in which its highest value lies, so every peak is shown at its own time and height.
+Samples where they are still there; their chunks' or minutes' summaries where a bucket is twice as
+wide; roll-ups of a minute or an hour where samples have been deleted. What was summarised counts in
+the bucket in which its highest value lies, so every peak is shown at its own time and height.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
 from memplan.store import queries
 from memplan.store.base import Bucket, Curve, Tier
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, SummaryRow
 from memplan.store.history import FIRST, Place, frames, ticks
 from memplan.types import Series
 
@@ -24,9 +25,6 @@ _MINUTES, _HOURS = ("rollup_1m", MINUTE_NS), ("rollup_1h", HOUR_NS)
 _MOST_LOOKUPS = 20_000
 """Look-ups of single roll-ups; where more would be needed, a range of all series is read."""
 
-Row = Any
-"""(series id, n, low, high, time of the highest, total, last): what was summarised."""
-
 
 class _Filling:
     """Buckets of all series of a window."""
@@ -36,7 +34,7 @@ class _Filling:
         self.tier: Tier = "raw"
         self.series: dict[int, dict[int, list[Any]]] = {}
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
+    def add_rows(self, rows: Iterable[SummaryRow]) -> None:
         """Add what was summarised, or single samples.
 
         A bucket is a list [n, low, high, time of the highest, total, last] while it is filled:
@@ -65,6 +63,9 @@ class _Filling:
     def add_frame(self, frame: Frame, wanted: Mapping[int, Series], from_ns: int) -> None:
         """Add the samples of a frame that are not before a time."""
         whole = self._stretches(frame.times, from_ns)
+        if whole == [(0, len(frame.times))]:
+            self.add_rows(row for row in frame.rows() if row[0] in wanted)
+            return
         rows = []
         for series, column in frame.columns.items():
             if series not in wanted:
@@ -85,6 +86,15 @@ class _Filling:
         """Return (begin, end) of neighbours that fall into one bucket and into the window."""
         since, until, width = max(self.since_ns, from_ns), self.until_ns, self.width_ns
         origin, found, begin = self.since_ns, [], 0
+        if times == sorted(times):
+            begin, end = bisect_left(times, since), bisect_left(times, until)
+            while begin < end:
+                border = origin + ((times[begin] - origin) // width + 1) * width
+                after = bisect_left(times, border, begin, end)
+                found.append((begin, after))
+                begin = after
+            return found
+        # a clock that jumped back: one by one
         places = [(t - origin) // width if since <= t < until else None for t in times]
         for place, group in groupby(places):
             end = begin + len(list(group))
@@ -149,9 +159,13 @@ def _from_blocks(
 ) -> None:
     """Add blocks: by their chunks' summaries where they are narrow, else sample by sample.
 
+    Minutes take their place where those are fewer, or where samples would have to be unpacked.
     Where samples are gone (from_ns lies behind the window's begin), a block across the border is
     taken apart: its first part is in the roll-ups already.
     """
+    if _minutes_do(place, filling, from_ns):
+        _add_rollups(place, filling, wanted, _MINUTES, (from_ns, filling.until_ns))
+        return
     asked = {
         "since": from_ns,
         "until": filling.until_ns - 1,
@@ -163,6 +177,19 @@ def _from_blocks(
     filling.add_rows(place.rows(queries.SUMMARIES.format(wanted=some), **asked))
     for frame in frames(place, queries.WIDE_BLOCKS, ids, **asked):
         filling.add_frame(frame, wanted, from_ns)
+
+
+def _minutes_do(place: Place, filling: _Filling, from_ns: int) -> bool:
+    """Tell whether minutes are fine enough for the buckets, and cheaper than blocks."""
+    if filling.width_ns < 2 * MINUTE_NS or from_ns >= filling.until_ns:
+        return False
+    asked = {"since": from_ns, "until": filling.until_ns - 1}
+    ((blocks, longest_ns),) = place.rows(queries.EXTENT, **asked)
+    minutes = (filling.until_ns - from_ns) // MINUTE_NS
+    if not blocks or (blocks <= minutes and longest_ns <= filling.width_ns // 2):
+        return False
+    ((first,),) = place.ask(queries.FIRST_MINUTE, host=place.host_id)
+    return first is not None and first <= from_ns // MINUTE_NS
 
 
 def _rolled_up(place: Place, filling: _Filling, wanted: Mapping[int, Series]) -> int:

@@ -37,6 +37,9 @@ __all__ = [
 JOURNAL_LIMIT_BYTES = 4 * 1024**2
 """The write-ahead log is cut to this size when it begins anew."""
 
+CONNECT_S = 10
+"""Seconds to wait for a server that does not answer, where the URL does not say."""
+
 _NETWORK = {
     "9p",
     "afs",
@@ -154,7 +157,11 @@ def _sqlite_engine(url: str, pool: type[sqlalchemy.pool.Pool]) -> sqlalchemy.Eng
 
 def _url_engine(url: str) -> sqlalchemy.Engine:
     try:
-        options = {"client_encoding": "utf8"} if url.startswith("postgresql") else {}
+        options: dict[str, Any] = {}
+        if url.startswith("postgresql"):
+            options = {"client_encoding": "utf8"}
+            if "connect_timeout" not in sqlalchemy.make_url(url).query:
+                options["connect_timeout"] = CONNECT_S
         return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args=options)
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
         raise StoreError(

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
+from operator import itemgetter, sub
+from typing import NamedTuple
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec
@@ -19,13 +21,22 @@ __all__ = [
     "MINUTE_NS",
     "Column",
     "Frame",
+    "InstantRow",
     "Summary",
+    "SummaryRow",
     "merge",
     "summarize",
     "tick_frame",
 ]
 
 MINUTE_NS, HOUR_NS = 60 * 10**9, 3600 * 10**9
+
+
+SummaryRow = tuple[int, int, int, int, int, float, int]
+"""(series id, n, low, high, time of the highest, total, last): what was summarised."""
+
+InstantRow = tuple[int, tuple[int, ...], Sequence[int]]
+"""An instant on its way into a frame: (time, ids of series, a value for each)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,9 +49,8 @@ class Column:
     """Position of each value's instant; None = one value at every instant."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What is left of samples when they are rolled up."""
+class Summary(NamedTuple):
+    """What is left of samples when they are rolled up; a tuple, as a block makes thousands."""
 
     n: int
     """How many."""
@@ -104,6 +114,7 @@ class Frame:
     """Its wall clock in nanoseconds; may jump."""
     columns: dict[int, Column] = field(default_factory=dict)
     """Series id -> values."""
+    _rows: list[SummaryRow] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, readings: Iterable[tuple[int, int, int]], first_seq: int) -> Frame:
@@ -111,25 +122,36 @@ class Frame:
 
         A new instant begins where the time changes, and where a series comes a second time.
         """
-        times: list[int] = []
-        rows: dict[int, Column] = {}
-        now, at = None, -1
+        rows: list[tuple[int, dict[int, int]]] = []
         for series, t_ns, value in readings:
-            column = rows.get(series)
-            if column is None:
-                column = rows[series] = Column(values=[], index=[])
-            index = column.index
-            assert index is not None
-            if t_ns != now or (index and index[-1] == at):
-                times.append(t_ns)
-                now, at = t_ns, at + 1
-            column.values.append(value)
-            index.append(at)
-        for column in rows.values():
-            if len(column.values) == len(times):
+            if not rows or rows[-1][0] != t_ns or series in rows[-1][1]:
+                rows.append((t_ns, {}))
+            rows[-1][1][series] = value
+        return cls.of_rows([(t, tuple(row), list(row.values())) for t, row in rows], first_seq)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[InstantRow], first_seq: int) -> Frame:
+        """Build a frame from instants in the order in which they were read.
+
+        An instant that has a series twice is two: its later values are those of the second.
+        """
+        rows = [part for row in rows for part in _single(row)]
+        columns: dict[int, Column] = {}
+        at = 0
+        for ids, alike in groupby(rows, itemgetter(1)):
+            values = [row[2] for row in alike]
+            places = range(at, at := at + len(values))
+            for series, stretch in zip(ids, zip(*values, strict=True), strict=True):
+                column = columns.get(series)
+                if column is None:
+                    column = columns[series] = Column(values=[], index=[])
+                column.values.extend(stretch)
+                column.index.extend(places)  # type: ignore[union-attr]
+        for column in columns.values():
+            if len(column.values) == len(rows):
                 column.index = None
-        seqs = list(range(first_seq, first_seq + len(times)))
-        return cls(seqs=seqs, times=times, columns=rows)
+        seqs = list(range(first_seq, first_seq + len(rows)))
+        return cls(seqs=seqs, times=[row[0] for row in rows], columns=columns)
 
     @property
     def samples(self) -> int:
@@ -141,6 +163,18 @@ class Frame:
         if column.index is None:
             return self.times
         return [self.times[i] for i in column.index]
+
+    def rows(self) -> list[SummaryRow]:
+        """Return each column summarised; made once, for frames that do not change any more."""
+        if self._rows is None:
+            self._rows = []
+            for series, column in self.columns.items():
+                times, values = self.column_times(column), column.values
+                high = max(values)
+                t_ns = times[values.index(high)]
+                row = (series, len(values), min(values), high, t_ns, sum(values), values[-1])
+                self._rows.append(row)
+        return self._rows
 
     def append(self, other: Frame) -> None:
         """Put the instants of another frame behind these."""
@@ -187,7 +221,8 @@ class Frame:
         stream += [0 if c.index is None else len(c.values) for c in columns]
         for column in columns:
             values = column.values
-            stream += [*values[:1], *(b - a for a, b in pairwise(values))]
+            stream.append(values[0])
+            stream += map(sub, values[1:], values)
             stream += column.index or ()
         return codec.pack(stream)
 
@@ -213,14 +248,28 @@ class Frame:
     def by_period(self, period_ns: int) -> dict[int, dict[int, Summary]]:
         """Return period number -> series id -> summary; a period is `period_ns` of wall clock."""
         found: dict[int, dict[int, Summary]] = {}
-        whole = list(_stretches(self.times, period_ns))
-        for series, column in self.columns.items():
-            times = self.column_times(column)
-            stretches = whole if column.index is None else _stretches(times, period_ns)
-            for period, begin, end in stretches:
-                part = summarize(column.values[begin:end], times[begin:end])
+        for series, parts in self.stretches(period_ns).items():
+            for period, part in parts:
                 rows = found.setdefault(period, {})
                 rows[series] = merge(rows[series], part) if series in rows else part
+        return found
+
+    def stretches(self, period_ns: int) -> dict[int, list[tuple[int, Summary]]]:
+        """Return series id -> (period number, summary) of neighbours in the same period.
+
+        In the order in which they were read: a clock that jumps brings a period a second time.
+        """
+        cuts: dict[tuple[int, ...] | None, list[tuple[int, int, int]]] = {}
+        found = {}
+        for series, column in self.columns.items():
+            values, times = column.values, self.column_times(column)
+            key = None if column.index is None else tuple(column.index)
+            if key not in cuts:
+                cuts[key] = list(_stretches(times, period_ns))
+            found[series] = [
+                (period, summarize(values[begin:end], times[begin:end]))
+                for period, begin, end in cuts[key]
+            ]
         return found
 
 
@@ -265,6 +314,19 @@ def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[i
             columns[series] = Column(values=values, index=index)
         at += 2 * k or n
     return columns
+
+
+def _single(row: InstantRow) -> list[InstantRow]:
+    """Return an instant in parts that have each series once."""
+    t_ns, ids, values = row
+    if len(set(ids)) == len(ids):
+        return [row]
+    parts: list[dict[int, int]] = [{}]
+    for series, value in zip(ids, values, strict=True):
+        if series in parts[-1]:
+            parts.append({})
+        parts[-1][series] = value
+    return [(t_ns, tuple(part), list(part.values())) for part in parts]
 
 
 def _stretches(times: Sequence[int], period_ns: int) -> Iterator[tuple[int, int, int]]:

@@ -34,8 +34,9 @@ __all__ = [
 
 _BLOCKS_AT_ONCE = 16
 
-_REMEMBERED_BYTES = 32 * 1024
-"""Largest packed tick whose frame is kept for the next reading: some 20,000 values."""
+_SMALL_BYTES, _REMEMBERED_BYTES = 2 * 1024, 32 * 1024
+"""Largest packed ticks whose frames are kept for the next reading: a block's worth of those of a
+thousand values, and fewer of those of some 20,000."""
 
 FIRST, LAST = -(2**63), 2**63 - 1
 """Times and numbers before and after all others."""
@@ -88,16 +89,15 @@ def ticks(
     """
     for row in place.rows(queries.TICKS, after=after, since=since, until=until):
         with contextlib.suppress(StoreDamagedError):
-            if len(row[-1]) <= _REMEMBERED_BYTES:
-                yield _remembered(row)
-            else:
+            if len(row[-1]) > _REMEMBERED_BYTES:
                 yield tick_frame(row, wanted)
+            else:
+                yield (_small if len(row[-1]) <= _SMALL_BYTES else _remembered)(row)
 
 
-@functools.lru_cache(maxsize=8)
-def _remembered(row: tuple[int, int, int, int, bytes]) -> Frame:
-    """Return a tick's frame: a dashboard reads the same few ones anew every second."""
-    return tick_frame(row)
+_small = functools.lru_cache(maxsize=128)(tick_frame)
+_remembered = functools.lru_cache(maxsize=16)(tick_frame)
+"""Ticks' frames: a dashboard reads the same ones anew every second."""
 
 
 def _chunk_column(row: Sequence[Any]) -> Column:

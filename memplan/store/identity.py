@@ -1,12 +1,20 @@
-"""Which machine this is: a name for people, and a key that stays when the name changes."""
+"""What things are called: this machine by a name and a key that stays, what is stored by ids."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import secrets
+import time
 from pathlib import Path
 
-__all__ = ["host_identity"]
+__all__ = ["host_identity", "new_id"]
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Digits and letters without i, l, o and u: nothing that reads like something else."""
+
+_EPOCH_S = 1_735_689_600
+"""Start of 2025: keeps ids short for a thousand years."""
 
 _PLACES = ("etc/machine-id", "var/lib/dbus/machine-id")
 
@@ -29,3 +37,13 @@ def host_identity(root: Path = Path("/")) -> tuple[str, str]:
             continue
         break
     return hashlib.sha256(b"memplan:" + secret.encode()).hexdigest()[:24], name
+
+
+def new_id(prefix: str) -> str:
+    """Return a short id that sorts by time: prefix, seconds since 2025, 15 random bits."""
+    number = ((int(time.time()) - _EPOCH_S) << 15) | secrets.randbits(15)
+    digits = ""
+    while number:
+        number, rest = divmod(number, len(_ALPHABET))
+        digits = _ALPHABET[rest] + digits
+    return f"{prefix}-{digits.rjust(9, '0')}"

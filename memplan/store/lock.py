@@ -69,11 +69,24 @@ class WriterLock:
             return os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
         return "unknown"
 
+    @property
+    def is_in_place(self) -> bool:
+        """False when the file was removed: somebody else could then hold another one."""
+        return self._descriptor is not None and same_file(self._path, self._descriptor)
+
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def same_file(path: Path, descriptor: int) -> bool:
+    """Tell whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def log_holders(database: Path, proc: Path = Path("/proc")) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Bringing a database to this program's schema, wholly or not at all.
 
 All revisions run in one transaction that is begun before the first statement: a process that is
-killed in the middle leaves the database as it was. Alembic takes 0.4 s to import, so a database
-that is at HEAD already is recognised without it.
+killed in the middle leaves the database as it was. Alembic takes 0.4 s and 8 MiB to import, so a
+database that is at HEAD already is recognised without it, and a new SQLite file is made without
+it: a test holds what is made against what the revisions make.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from urllib.parse import quote
 
 import sqlalchemy
 
+from memplan.store import tables
 from memplan.store.engine import driver, is_url, translated
-from memplan.store.version import HEAD, SQLITE_TABLES, VERSION, check_known, refuse_tables
+from memplan.store.version import HEAD, SQLITE_TABLES, TABLE, VERSION, check_known, refuse_tables
 
 __all__ = ["APPLICATION_ID", "HEAD", "copy_path", "current_version", "migrate"]
+
+_REVISION = sqlalchemy.Table(
+    TABLE,
+    sqlalchemy.MetaData(),
+    sqlalchemy.Column("version_num", sqlalchemy.String(32), nullable=False),
+    sqlalchemy.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Alembic's own table."""
 
 APPLICATION_ID = 0x6D706C6E
 """What SQLite's header says about whose file it is: "mpln"."""
@@ -71,7 +81,10 @@ def migrate(connection: sqlalchemy.Connection, database: str | Path) -> None:
     with translated(database), connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
-        if current_version(connection) != HEAD:
+        version = current_version(connection)
+        if version is None and connection.dialect.name == "sqlite":
+            _create(connection)
+        elif version != HEAD:
             _upgrade(connection)
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -87,11 +100,16 @@ def copy_path(database: Path) -> Path:
 
 
 def _keep_copy(connection: sqlalchemy.Connection, database: Path) -> None:
-    """Copy an older database; a copy that was not finished leaves nothing behind."""
+    """Copy an older database; a copy that was not finished leaves nothing behind.
+
+    That of an attempt that failed goes first: the database is still what it is a copy of, and both
+    may not find room.
+    """
     target = copy_path(database)
     half = target.with_name(target.name + ".part")
     try:
         half.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         os.close(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(half)) as copy:
             driver(connection).backup(copy, pages=4096)
@@ -99,6 +117,13 @@ def _keep_copy(connection: sqlalchemy.Connection, database: Path) -> None:
     except BaseException:
         half.unlink(missing_ok=True)
         raise
+
+
+def _create(connection: sqlalchemy.Connection) -> None:
+    """Make every table as it is at HEAD, and note that, as Alembic would."""
+    tables.metadata.create_all(connection)
+    _REVISION.create(connection)
+    connection.execute(_REVISION.insert(), {"version_num": HEAD})
 
 
 def _upgrade(connection: sqlalchemy.Connection) -> None:

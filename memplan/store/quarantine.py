@@ -14,7 +14,7 @@ from memplan.store.salvage import mend_header, salvage, schema_pages
 from memplan.store.space import ballast_path
 from memplan.types import Event, FrozenMap
 
-__all__ = ["Rescue", "is_ours", "put_aside", "refill"]
+__all__ = ["Rescue", "is_ours", "put_aside", "put_log_aside", "refill"]
 
 _SIDES = ("-wal", "-shm")
 _MARKS = (b"alembic_version", b"CREATE TABLE rollup_1m")
@@ -71,16 +71,26 @@ def is_ours(database: Path) -> bool:
 
 def put_aside(database: Path, reason: str) -> Rescue:
     """Rename a database and its log. The caller holds the writer's lock and no connection."""
+    aside = _rename(database, ("", *_SIDES))
+    return Rescue(reason=reason, database=database, aside=aside)
+
+
+def put_log_aside(database: Path) -> None:
+    """Rename the log of a file that is not there any more: another file must not be read by it."""
+    _rename(database, _SIDES)
+
+
+def _rename(database: Path, sides: tuple[str, ...]) -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = database.with_name(f"{database.name}.damaged-{stamp}")
     number = 1
-    while aside.exists():
+    while any(Path(f"{aside}{side}").exists() for side in sides):
         number += 1
         aside = database.with_name(f"{database.name}.damaged-{stamp}-{number}")
-    for side in ("", *_SIDES):
+    for side in sides:
         with contextlib.suppress(FileNotFoundError):
             Path(f"{database}{side}").rename(f"{aside}{side}")
-    return Rescue(reason=reason, database=database, aside=aside)
+    return aside
 
 
 def refill(rescue: Rescue, target: sqlite3.Connection) -> None:

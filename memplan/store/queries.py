@@ -49,6 +49,8 @@ _CHUNKS = "FROM block CROSS JOIN chunk"
 _OF_BLOCK = """
     chunk.host_id = block.host_id AND chunk.day = block.day AND chunk.block_id = block.id"""
 
+EXTENT = f"SELECT count(*), max(block.t1_ns - block.t0_ns) FROM block {_TOUCHED}"
+"""How many blocks there are in a window, and how long the longest is."""
 BLOCKS = f"""
     {_BLOCKS} AND id > coalesce(
     (SELECT old.id FROM block AS old WHERE old.host_id = :host AND old.run_id = :run

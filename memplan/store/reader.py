@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Hashable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from memplan.errors import NotStoredError, StoreMissingError, UsageError
 from memplan.serialize import loads
@@ -14,9 +14,13 @@ from memplan.store import history, queries
 from memplan.store.base import ColumnBatch, Curve, SampleBatch
 from memplan.store.curves import curves as build_curves
 from memplan.store.identity import host_identity
+from memplan.store.readonly import shown
 from memplan.store.source import Ask, open_source
 from memplan.store.version import HEAD, VERSION, check_known, refuse_tables
-from memplan.types import Device, Event, Peak, Phase, Plan, Run, Sample, Series
+from memplan.types import Device, Event, Peak, Phase, Run, Sample, Series
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["StoreReader"]
 
@@ -42,7 +46,8 @@ class StoreReader:
         Args:
             database: an SQLite file, or a PostgreSQL URL.
             host: the machine whose own samples are read, by name or key; None = this one, and
-                where it is not in the database the first one.
+                where it is not in the database the first one. One that began a new database counts
+                in a fleet as another one of the same name: the newest is read.
 
         Raises StoreMissingError when it does not exist or is empty, StoreVersionError when it is
         newer than this program, StoreDamagedError when it is none of ours.
@@ -53,6 +58,14 @@ class StoreReader:
         self._ran_on: dict[str, int] = {}
         self._series: dict[tuple[int, str], dict[int, Series]] = {}
         self._source = open_source(database)
+        try:
+            self._check()
+        except BaseException:
+            self._source.close()
+            raise
+
+    def _check(self) -> None:
+        """Refuse a database that this program cannot read as it is."""
         with self._source.reading() as ask:
             tables = [name for (name,) in ask(self._source.tables)]
             refuse_tables(tables)
@@ -61,7 +74,7 @@ class StoreReader:
         check_known(version)
         if version != HEAD:
             raise StoreMissingError(
-                f"the database at {database} is empty or older than this memplan",
+                f"the database at {shown(self._database)} is empty or older than this memplan",
                 hint="any command that writes brings it up to date: memplan run -- true",
             )
 
@@ -72,6 +85,8 @@ class StoreReader:
 
     def plans(self, limit: int = 50) -> tuple[Plan, ...]:
         """Return plans, newest first."""
+        from memplan.types import Plan
+
         return self._documents(Plan, queries.PLANS, limit=limit)
 
     def plan_ids(self, limit: int = 50) -> tuple[str, ...]:
@@ -81,6 +96,8 @@ class StoreReader:
 
     def plan(self, key: str) -> Plan:
         """Return the plan with this id, unique beginning of an id, or "last"."""
+        from memplan.types import Plan
+
         if key == LAST:
             return self._last("plan", self.plans(1), "memplan plan --save")
         return self._one("plan", key, Plan, "memplan plan --save")
@@ -97,7 +114,7 @@ class StoreReader:
 
     def _last(self, table: str, found: tuple[T, ...], hint: str) -> T:
         if not found:
-            raise NotStoredError(f"no {table} {LAST!r} in {self._database}", hint=hint)
+            raise NotStoredError(f"no {table} {LAST!r} in {shown(self._database)}", hint=hint)
         return found[0]
 
     def _one(self, table: str, key: str, cls: type[T], hint: str) -> T:
@@ -108,7 +125,7 @@ class StoreReader:
         if len(exact) == 1 and key:
             return _loaded(exact[0][1], cls)
         if not exact or not key:
-            raise NotStoredError(f"no {table} {key!r} in {self._database}", hint=hint)
+            raise NotStoredError(f"no {table} {key!r} in {shown(self._database)}", hint=hint)
         names = ", ".join(sorted(row[0] for row in exact)[:5])
         raise NotStoredError(
             f"{key!r} is the beginning of {len(exact)} {table} ids", hint=f"one of: {names}"
@@ -147,7 +164,7 @@ class StoreReader:
         """Return the names of the machines that are in the database."""
         with self._source.reading() as ask:
             rows = ask(queries.HOSTS)
-        return tuple(name for _, _, name in sorted(rows, key=lambda row: (row[2], row[0])))
+        return tuple(sorted({name for _, _, name in rows}))
 
     @contextlib.contextmanager
     def _place(self, run_id: str | None) -> Iterator[history.Place]:
@@ -171,17 +188,16 @@ class StoreReader:
 
     def _choose_host(self, ask: Ask) -> int:
         rows = ask(queries.HOSTS)
+        wanted = host_identity()[0] if self._host is None else self._host
+        ids = [n for n, key, name in rows if wanted in (name, key, key.partition(":")[0])]
         if self._host is None:
-            mine, _ = host_identity()
-            ids = [number for number, key, _ in rows if key == mine] or [row[0] for row in rows]
-        else:
-            ids = [number for number, key, name in rows if self._host in (name, key)]
+            ids = ids or [row[0] for row in rows[:1]]
         if not ids:
             known = ", ".join(name for _, _, name in rows) or "none"
             raise NotStoredError(
-                f"no host {self._host!r} in {self._database}", hint=f"known hosts: {known}"
+                f"no host {self._host!r} in {shown(self._database)}", hint=f"known hosts: {known}"
             )
-        return int(ids[0])
+        return int(ids[-1])
 
     def _known(self, place: history.Place) -> dict[int, Series]:
         """Return series id -> series of a run; only new ones are read from the database."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from memplan.errors import (
     StoreLockedError,
     StoreMissingError,
 )
+from memplan.store.version import HEAD, KNOWN, VERSION
 
-__all__ = ["BUSY_S", "begin_read", "connect", "is_url", "ours", "translated"]
+__all__ = ["BUSY_S", "begin_read", "connect", "is_older", "is_url", "ours", "shown", "translated"]
 
 BUSY_S = 5.0
 """Seconds that SQLite waits for a lock before it gives up."""
@@ -39,6 +41,15 @@ _PROGRESS_STEPS = 100_000
 def is_url(database: str | Path) -> bool:
     """Tell a database URL (PostgreSQL) from a file's path."""
     return isinstance(database, str) and "://" in database
+
+
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@|([?&]password=)[^&]*")
+
+
+def shown(database: str | Path) -> str:
+    """Return a database's place as it may be printed: a URL without its password."""
+    text = str(database)
+    return _PASSWORD.sub(lambda m: f"{m[1]}***@" if m[1] else f"{m[2]}***", text)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -68,6 +79,16 @@ def _frozen(path: Path) -> bool:
     """
     wal = path.with_name(path.name + "-wal")
     return not os.access(path.parent, os.W_OK) and not wal.exists()
+
+
+def is_older(database: str | Path) -> bool:
+    """Tell whether a file has an older schema, as it has until a migration is through."""
+    with contextlib.suppress(sqlite3.Error, OSError, StoreError):
+        if not is_url(database):
+            with contextlib.closing(connect(Path(database))) as connection:
+                (version,) = connection.execute(VERSION).fetchone()
+                return version in KNOWN and version != HEAD
+    return False
 
 
 def begin_read(connection: sqlite3.Connection) -> None:
@@ -101,7 +122,7 @@ _NO_WRITE = (
 
 def ours(message: str, database: str | Path) -> StoreError:
     """Return our error for what a driver said."""
-    text = " ".join(message.split())
+    text, database = " ".join(message.split()), shown(database)
     if any(sign in text for sign in _NO_WRITE):
         return StoreFullError(
             f"cannot write to {database}: {text}",

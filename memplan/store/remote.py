@@ -255,6 +255,10 @@ class RemoteWriter:
         """Insert a run, or replace the stored one with the same id."""
         self._client.request("save_run", run=to_dict(run))
 
+    def delete_run(self, run_id: str) -> bool:
+        """Delete a run with all that belongs to it; tell whether to call again for the rest."""
+        return bool(self._client.request("delete_run", run_id=run_id))
+
     def save_phases(self, phases: Sequence[Phase]) -> None:
         """Insert phases; one with the same run, pid, name and start replaces the stored one."""
         self._client.request("save_phases", phases=to_dict(list(phases)))
@@ -276,12 +280,12 @@ class RemoteWriter:
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch; one larger than SAMPLES_PER_REQUEST is committed in several parts."""
-        for start in range(0, len(samples), SAMPLES_PER_REQUEST):
-            part = samples[start : start + SAMPLES_PER_REQUEST]
-            rows = [
-                (s.series.run_id, s.series.entity, s.series.metric, s.t_ns, s.value) for s in part
-            ]
-            self._client.request("write_samples", samples=rows)
+        rows = [
+            (s.series.run_id, s.series.entity, s.series.metric, s.t_ns, s.value) for s in samples
+        ]
+        for start in range(0, len(rows), SAMPLES_PER_REQUEST):
+            part = rows[start : start + SAMPLES_PER_REQUEST]
+            self._client.request("write_samples", samples=part)
 
     def close(self) -> None:
         """Close the connection; calling it twice is harmless."""

@@ -1,7 +1,7 @@
 """How long what is kept: raw samples, minutes, hours, and a cap on the whole file.
 
 Whatever goes, goes in batches of some thirty milliseconds, so that no sample waits. Events, plans,
-phases and peaks stay until their run is deleted.
+phases and peaks stay until their run is deleted; what a deleted run leaves behind goes first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import sqlalchemy
 from sqlalchemy import delete, func, select
 
-from memplan.store import tables
+from memplan.store import erase, tables
 from memplan.store.append import HOUR_NS, MINUTE_NS
 from memplan.store.engine import driver
 from memplan.store.partition import DAY_NS
@@ -61,6 +61,7 @@ class Retention:
         self._host_id = host_id
         self._policy = policy
         self._blocks, self._periods = 1, 1
+        self._parts: dict[erase.Kind, int] = {"blocks": 1, "minutes": 1, "series": 8}
         self._step = 0
         self.longest_s = 0.0
         """Longest transaction so far."""
@@ -73,6 +74,7 @@ class Retention:
         """
         policy = self._policy
         steps = (
+            self._erase,
             lambda: self._drop_blocks(tables.block.c.t1_ns < now_ns - policy.raw_ns),
             lambda: self._drop_periods(tables.rollup_1m, (now_ns - policy.minute_ns) // MINUTE_NS),
             lambda: self._drop_periods(tables.rollup_1h, (now_ns - policy.hour_ns) // HOUR_NS),
@@ -86,9 +88,25 @@ class Retention:
         self._step = 0
         return False
 
+    def erase(self, connection: sqlalchemy.Connection) -> bool:
+        """Delete one batch of what deleted runs left, or give it back; tell if there was any."""
+        return self._erase() or self._give_back(connection)
+
     def drop_oldest(self) -> bool:
         """Delete the oldest blocks, where there are none the oldest minutes; tell if any."""
         return self._drop_blocks(sqlalchemy.true()) or self._drop_periods(tables.rollup_1m, 2**31)
+
+    def _erase(self) -> bool:
+        """Delete a part of what is left of a run that was deleted; tell if there was one."""
+        self._start()
+        with self._begin() as connection:
+            run_id = erase.pending(connection)
+            if run_id is None:
+                return False
+            kind = erase.step(connection, run_id, self._parts)
+        if kind is not None:
+            self._parts[kind] = self._adapt(self._parts[kind], self._stop())
+        return True
 
     def _drop_blocks(self, which: sqlalchemy.ColumnElement[bool]) -> bool:
         b, c = tables.block.c, tables.chunk.c

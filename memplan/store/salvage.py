@@ -2,7 +2,8 @@
 
 SQLite's own `.recover` gave nothing in four of four cases that were tried, so rows are asked for
 in ranges: where a page is damaged the range is halved, until only what lies on that page is left
-out. A row counts when its checksum is right (samples) or its document is JSON (all else).
+out. A row counts when its checksum is right (samples) or its document is JSON (all else). Roll-ups
+and peaks that were lost are made anew of the samples that are there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memplan.store import codec, tables
+from memplan.store.rebuild import rebuild
 
 __all__ = ["mend_header", "salvage", "schema_pages"]
 
@@ -36,6 +38,9 @@ _BY_ROWID = (
     tables.peak,
 )
 _BY_KEY = (tables.rollup_1m, tables.rollup_1h)
+
+_KEPT = "key = 'database' OR key LIKE 'erased:%'"
+"""Rows of `meta` that are true of the new database, too."""
 
 _MISSING_PEAKS = """
     INSERT OR IGNORE INTO peak (host_id, series_id, n, low, high, high_t_ns, first_t_ns, last_t_ns)
@@ -90,12 +95,17 @@ def salvage(source: sqlite3.Connection, target: sqlite3.Connection) -> dict[str,
         source: the damaged database.
         target: a new one, outside of a transaction.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     target.execute("BEGIN IMMEDIATE")
     for table in (*_BY_ROWID, tables.chunk, *_BY_KEY):
         with contextlib.suppress(sqlite3.DatabaseError):
             counts[table.name] = _copy(source, target, table)
+    with contextlib.suppress(sqlite3.DatabaseError):
+        rows = source.execute(f"SELECT key, value FROM meta WHERE {_KEPT}")  # noqa: S608
+        target.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", rows)
     target.execute(_MISSING_PEAKS)
+    for name, count in rebuild(target).items():
+        counts[name] = counts.get(name, 0) + count
     target.execute("COMMIT")
     return counts
 

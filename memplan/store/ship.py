@@ -4,34 +4,39 @@ The local database is the source of truth. Its writer notes in `outbox`, in the 
 what a fleet is to get; a shipper reads that in order, copies the rows as they are now and lets the
 writer forget them. Every row is keyed by host, so sending one twice changes nothing: a shipper
 that is killed between the two steps sends again. Roll-ups, peaks, plans, runs, phases, devices and
-events go by default; packed samples on demand.
+events go by default; packed samples on demand. A run that was deleted on either side stays deleted.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import delete, func, insert, select, text
 
-from memplan.errors import MemplanError, StoreError
-from memplan.store import tables
-from memplan.store.append import MINUTE_NS, ROLLUPS, batched
+from memplan.errors import StoreError
+from memplan.store import erase, outbox, queries, tables
+from memplan.store.append import HOUR_NS, MINUTE_NS, ROLLUPS, batched
 from memplan.store.engine import check_encoding, is_url, reader_engine, translated, writer_engine
 from memplan.store.migrate import migrate
 from memplan.store.partition import DAY_NS, Partitions
 from memplan.store.upsert import replace_rows
 
-__all__ = ["Backoff", "ShipThread", "Shipper", "ship_all"]
+__all__ = ["Backoff", "Shipped", "Shipper", "ship_all"]
 
 BATCH = 500
-"""Notes of the outbox that are shipped in one transaction."""
+"""Notes of the outbox that are shipped in one transaction at the most."""
+
+BATCH_BYTES = 512 * 1024
+"""Packed bytes that they may stand for: all their rows are in memory at once."""
+
+_HOUR_BYTES = 64 * 1024
+"""What an hour of roll-ups counts for here."""
 
 _ROWS = 1000
 _HOST_LOCK = 0x6D70686F
@@ -44,6 +49,16 @@ _DOCUMENTS = {
 
 Rows = dict[sqlalchemy.Table, dict[tuple[Any, ...], dict[str, Any]]]
 """Table -> key -> row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """What one step did."""
+
+    upto: int | None
+    """Number up to which the outbox may be forgotten; None = there was nothing to do."""
+    waiting: tuple[int, int]
+    """Notes that were in it before, and the bytes of what they stand for."""
 
 
 class Backoff:
@@ -64,6 +79,12 @@ class Backoff:
         self._failures = 0
 
 
+def check_url(url: str) -> None:
+    """Raise StoreError for what is no URL of a database."""
+    if not is_url(url):
+        raise StoreError(f"{url!r} is no database URL", hint="e.g. postgresql+psycopg://HOST/NAME")
+
+
 class Shipper:
     """Copies one batch at a call."""
 
@@ -77,29 +98,29 @@ class Shipper:
 
         Raises StoreError when the URL is none.
         """
-        if not is_url(url):
-            raise StoreError(
-                f"{url!r} is no database URL", hint="e.g. postgresql+psycopg://HOST/NAME"
-            )
+        check_url(url)
+        self.waiting = (0, 0)
+        """What the last step found in the outbox, also one that failed behind that."""
         self._database, self._url, self._raw = database, url, raw
         self._local: sqlalchemy.Engine | None = None
         self._remote: sqlalchemy.Engine | None = None
         self._partitions = Partitions()
 
-    def step(self) -> int | None:
-        """Copy one batch; return the number up to which the outbox may be forgotten.
-
-        None when there is nothing to do. Raises StoreError when either side cannot be reached.
-        """
+    def step(self) -> Shipped:
+        """Copy one batch. Raises StoreError when either side cannot be reached."""
         if self._local is None:
             self._local = reader_engine(self._database)
         with translated(self._database), self._local.connect() as local, local.begin():
+            self.waiting = outbox.waiting(local)
             found = _Batch(local, raw=self._raw)
-        if found.upto is None:
-            return None
-        with translated(self._url):
-            self._send(found)
-        return found.upto
+        if found.upto is not None:
+            with translated(self._url):
+                try:
+                    self._send(found)
+                except BaseException:
+                    self._partitions = Partitions()  # somebody may have dropped some
+                    raise
+        return Shipped(upto=found.upto, waiting=self.waiting)
 
     def _send(self, batch: _Batch) -> None:
         engine = self._connected()
@@ -108,9 +129,16 @@ class Shipper:
                 self._partitions.ensure(remote, batch.times)
                 numbers = {h: _remote_host(remote, key, name) for h, key, name in batch.hosts}
             with remote.begin():
+                erase.hold_off(remote, only_deletions=not batch.erased)
+                for run_id in batch.erased:
+                    erase.begin(remote, run_id)
+                    while erase.step(remote, run_id):
+                        pass
+                batch.leave_out(erase.erased(remote, batch.runs()))
                 for table, rows in batch.rows.items():
                     moved = [{**r, "host_id": numbers[r["host_id"]]} for r in rows.values()]
                     for part in batched(moved, _ROWS):
+                        _make_way(remote, table, part)
                         replace_rows(remote, table, part)
 
     def _connected(self) -> sqlalchemy.Engine:
@@ -145,6 +173,31 @@ def _remote_host(remote: sqlalchemy.Connection, key: str, name: str) -> int:
     return int(found)
 
 
+def _make_way(
+    remote: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Sequence[dict[str, Any]]
+) -> None:
+    """Delete what has the same name under another number: a mended database gives new ones."""
+    c = table.c
+    if table is tables.entity:
+        same = sqlalchemy.and_(c.host_id == _b("host_id"), c.name == _b("name"))
+    elif table is tables.series:
+        same = sqlalchemy.and_(
+            c.host_id == _b("host_id"),
+            c.run_id == _b("run_id"),
+            c.entity_id == _b("entity_id"),
+            c.metric == _b("metric"),
+        )
+    else:
+        return
+    if rows:
+        names = [{f"b_{name}": value for name, value in row.items()} for row in rows]
+        remote.execute(delete(table).where(same, c.id != _b("id")), names)
+
+
+def _b(name: str) -> sqlalchemy.BindParameter[Any]:
+    return sqlalchemy.bindparam(f"b_{name}")
+
+
 class _Batch:
     """What one batch of the outbox stands for, as the rows are now."""
 
@@ -160,21 +213,70 @@ class _Batch:
                 tables.peak,
             )
         }
+        self.erased: list[str] = []
+        """Runs that were deleted."""
+        self.upto: int | None = None
+        """Number of the last note."""
         self._local, self._raw = local, raw
-        o = tables.outbox.c
-        notes = local.execute(select(o.id, o.kind, o.key).order_by(o.id).limit(BATCH)).all()
-        self.upto: int | None = notes[-1].id if notes else None
-        h = tables.host.c
-        self.hosts = local.execute(select(h.id, h.key, h.name)).all()
-        for _, kind, key in notes:
+        h, m = tables.host.c, tables.meta.c
+        mine = local.execute(select(m.value).where(m.key == outbox.IDENTITY)).scalar()
+        hosts = local.execute(select(h.id, h.key, h.name)).all()
+        self.hosts = [(number, f"{key}:{mine}", name) for number, key, name in hosts]
+        periods: dict[str, dict[str, set[int]]] = {}
+        for kind, key in self._notes():
             if kind == "block":
-                self._add_block(*json.loads(key))
+                number, run_id, t0_ns, t1_ns = key
+                found = periods.setdefault(run_id, {})
+                for table, period_ns in ROLLUPS:
+                    touched = range(t0_ns // period_ns, t1_ns // period_ns + 1)
+                    found.setdefault(table.name, set()).update(touched)
+                if raw:
+                    self._add_block(number)
+            elif kind == "hour":
+                self._add_hour(key)
+            elif kind == "erased":
+                self.erased.append(key)
             else:
-                self._add_document(_DOCUMENTS[kind], json.loads(key))
+                self._add_document(_DOCUMENTS[kind], key)
+        for run_id, found in periods.items():
+            self._add_rollups(run_id, found)
         self._add_series()
         minutes = self.rows[tables.rollup_1m].values()
         self.times = {row["period"] * MINUTE_NS for row in minutes}
         self.times |= {r["day"] * DAY_NS for r in self.rows.get(tables.chunk, {}).values()}
+
+    def _notes(self) -> Iterable[tuple[str, Any]]:
+        """Yield kind and key of the oldest notes, as many as make a batch."""
+        o, size = tables.outbox.c, 0
+        query = select(o.id, o.kind, o.key, o.size_bytes).order_by(o.id).limit(BATCH)
+        for number, kind, key, size_bytes in self._local.execute(query).all():
+            size += _HOUR_BYTES if kind == "hour" else size_bytes
+            if size > BATCH_BYTES and self.upto is not None:
+                return
+            self.upto = int(number)
+            yield kind, json.loads(key)
+
+    def runs(self) -> set[str]:
+        """Return the runs that there are rows of."""
+        found = {str(row["id"]) for row in self.rows[tables.run].values()}
+        for table in (tables.series, tables.phase, tables.event, tables.block):
+            found |= {str(row["run_id"]) for row in self.rows.get(table, {}).values()}
+        return found - {tables.HOST_RUN}
+
+    def leave_out(self, runs: set[str]) -> None:
+        """Drop all rows of some runs."""
+        if not runs:
+            return
+        named = self.rows[tables.series].values()
+        gone = {(row["host_id"], row["id"]) for row in named if row["run_id"] in runs}
+        for table, rows in self.rows.items():
+            self.rows[table] = {
+                key: row
+                for key, row in rows.items()
+                if row.get("run_id") not in runs
+                and (table is not tables.run or row["id"] not in runs)
+                and (row["host_id"], row.get("series_id")) not in gone
+            }
 
     def _add(self, table: sqlalchemy.Table, *conditions: Any) -> None:
         keys = [column.name for column in table.primary_key]
@@ -184,107 +286,66 @@ class _Batch:
 
     def _add_document(self, table: sqlalchemy.Table, key: list[Any]) -> None:
         columns = [column for column in table.primary_key if column.name != "host_id"]
-        self._add(table, *(c == value for c, value in zip(columns, key, strict=True)))
+        values = zip(columns, key, strict=True)
+        self._add(table, self._mine(table), *(c == value for c, value in values))
 
-    def _add_block(self, number: int, run_id: str, t0_ns: int, t1_ns: int) -> None:
-        """Add the roll-ups and peaks that a block went into, and the block if it is still there."""
-        s, b, c = tables.series.c, tables.block.c, tables.chunk.c
-        ids = select(s.id).where(s.run_id == run_id)
+    def _mine(self, table: sqlalchemy.Table) -> sqlalchemy.ColumnElement[bool]:
+        """Name the hosts, as every key begins with one: without it all rows would be read."""
+        return table.c.host_id.in_([number for number, _, _ in self.hosts])
+
+    def _add_rollups(self, run_id: str, periods: dict[str, set[int]]) -> None:
+        """Add the roll-ups that blocks of a run went into, and its peaks."""
+        s = tables.series.c
+        ids = self._local.execute(
+            select(s.id).where(self._mine(tables.series), s.run_id == run_id)
+        ).scalars()
+        for part in batched(sorted(ids), _ROWS):
+            wanted = text(f"series_id IN {queries.among(part)}")
+            for table, _ in ROLLUPS:
+                there = text(f"period IN {queries.among(sorted(periods[table.name]))}")
+                self._add(table, self._mine(table), there, wanted)
+            self._add(tables.peak, self._mine(tables.peak), wanted)
+
+    def _add_hour(self, hour: int) -> None:
+        """Add the roll-ups of an hour, with the peaks of their series."""
         for table, period_ns in ROLLUPS:
+            c, each = table.c, HOUR_NS // period_ns
             self._add(
-                table,
-                table.c.period >= t0_ns // period_ns,
-                table.c.period <= t1_ns // period_ns,
-                table.c.series_id.in_(ids),
+                table, self._mine(table), c.period >= hour * each, c.period < (hour + 1) * each
             )
-        self._add(tables.peak, tables.peak.c.series_id.in_(ids))
-        if self._raw:
-            self._add(tables.block, b.id == number)
-            self._add(
-                tables.chunk, c.block_id == number, c.day.in_(select(b.day).where(b.id == number))
-            )
+        ids = {row["series_id"] for row in self.rows[tables.rollup_1h].values()}
+        for part in batched(sorted(ids), _ROWS):
+            wanted = text(f"series_id IN {queries.among(part)}")
+            self._add(tables.peak, self._mine(tables.peak), wanted)
+
+    def _add_block(self, number: int) -> None:
+        """Add a block with its chunks, if it is still there."""
+        b, c = tables.block.c, tables.chunk.c
+        self._add(tables.block, self._mine(tables.block), b.id == number)
+        for row in list(self.rows[tables.block].values()):
+            if row["id"] == number:
+                self._add(
+                    tables.chunk,
+                    c.host_id == row["host_id"],
+                    c.day == row["day"],
+                    c.block_id == number,
+                )
 
     def _add_series(self) -> None:
         """Add what the numbers in the rows mean."""
         s, e = tables.series.c, tables.entity.c
         ids = sorted({row["series_id"] for row in self.rows[tables.peak].values()})
         for part in batched(ids, _ROWS):
-            self._add(tables.series, s.id.in_(part))
+            self._add(tables.series, self._mine(tables.series), s.id.in_(part))
         named = sorted({row["entity_id"] for row in self.rows[tables.series].values()})
         for part in batched(named, _ROWS):
-            self._add(tables.entity, e.id.in_(part))
-
-
-class ShipThread:
-    """Ships in a thread of its own, so that a slow network is never waited for.
-
-    The thread only reads the local database. Whoever writes calls `acknowledge` now and then.
-    """
-
-    def __init__(self, shipper: Shipper, *, pause_s: float = 10.0) -> None:
-        """Prepare.
-
-        Args:
-            shipper: does the work.
-            pause_s: seconds between two looks into an empty outbox.
-        """
-        self.problem = ""
-        """Why the last attempt failed; empty while all is well."""
-        self._shipper, self._pause_s = shipper, pause_s
-        self._backoff = Backoff()
-        self._done: deque[int] = deque()
-        self._wake = threading.Event()
-        self._ended = False
-        self._thread = threading.Thread(target=self._work, name="memplan-ship", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def _work(self) -> None:
-        wait_s = 0.0
-        while not self._ended:
-            self._wake.wait(wait_s)
-            self._wake.clear()
-            if self._done:  # not forgotten yet: the same would be sent again
-                wait_s = self._pause_s
-                continue
-            try:
-                upto = self._shipper.step()
-            except MemplanError as error:
-                self.problem, wait_s = str(error), self._backoff.failed()
-                continue
-            self.problem = ""
-            self._backoff.succeeded()
-            if upto is not None:
-                self._done.append(upto)
-            wait_s = self._pause_s
-
-    def acknowledge(self, forget: Callable[[int], None]) -> None:
-        """Let the writer forget what has arrived, and go on with the next batch.
-
-        Args:
-            forget: `LocalWriter.shipped`.
-        """
-        if self._done:
-            forget(self._done[0])
-            self._done.popleft()
-            self._wake.set()
-
-    def close(self, timeout_s: float = 1.0) -> None:
-        """End; a batch on its way is sent again by the next one."""
-        self._ended = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        if not self._thread.is_alive():
-            self._shipper.close()
+            self._add(tables.entity, self._mine(tables.entity), e.id.in_(part))
 
 
 def ship_all(shipper: Shipper, forget: Callable[[int], None]) -> int:
     """Ship until the outbox is empty; return how many batches."""
     count = 0
-    while (upto := shipper.step()) is not None:
+    while (upto := shipper.step().upto) is not None:
         forget(upto)
         count += 1
     return count

@@ -28,7 +28,7 @@ class Check:
     schema: str | None
     """Revision of the tables."""
     bytes: int
-    """Size of the file."""
+    """Size of the file and its log."""
     rows: tuple[tuple[str, int], ...]
     """(table, rows)."""
     problems: tuple[str, ...]
@@ -71,8 +71,10 @@ def check(database: str | Path) -> Check:
         with open_read_only(path) as connection:
             found = connection.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})").fetchall()
             problems += [text for (text,) in found if text != "ok"]
-            schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
-            if schema == HEAD:
+            schema = _schema(connection)
+            if schema is None:
+                problems.append("no tables of memplan are in it")
+            elif schema == HEAD:
                 rows = _count(connection)
                 problems += _checksums(connection)
             else:
@@ -81,10 +83,17 @@ def check(database: str | Path) -> Check:
         problems.append(str(error))
     return Check(
         schema=schema,
-        bytes=path.stat().st_size,
+        bytes=sum(p.stat().st_size for p in (path, Path(f"{path}-wal")) if p.exists()),
         rows=tuple(rows),
         problems=tuple(problems[:_MOST_PROBLEMS]),
     )
+
+
+def _schema(connection: sqlite3.Connection) -> str | None:
+    query = "SELECT name FROM sqlite_master WHERE name = 'alembic_version'"
+    if connection.execute(query).fetchone() is None:
+        return None
+    return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
 
 
 def _count(connection: sqlite3.Connection) -> list[tuple[str, int]]:
@@ -127,7 +136,7 @@ def repair(database: str | Path) -> quarantine.Rescue | None:
             return None
         if not quarantine.is_ours(path):
             raise StoreDamagedError(
-                f"{path} is no memplan database: {found.problems[0]}",
+                f"{path} was not made by memplan and is left alone: {found.problems[0]}",
                 hint="name another place: export MEMPLAN_DATABASE=FILE",
             )
         rescue = quarantine.put_aside(path, found.problems[0])
@@ -159,6 +168,8 @@ def backup(database: str | Path, target: Path) -> int:
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Give a place to write at, and move it to the target when all went well."""
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}", hint=f"mkdir -p {target.parent}")
     half = target.with_name(target.name + ".part")
     with translated(target):
         try:

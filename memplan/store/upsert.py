@@ -1,15 +1,16 @@
-"""Inserting rows that may be there already, on SQLite and PostgreSQL alike."""
+"""Inserting rows, many at once or where they may be already, on SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import case
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["Rows", "add_peaks", "add_rollups", "insert_new", "replace_rows"]
+__all__ = ["Rows", "add_peaks", "add_rollups", "insert_many", "insert_new", "replace_rows"]
 
 Rows = Sequence[dict[str, Any]]
 
@@ -38,35 +39,37 @@ def insert_new(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows:
         connection.execute(_insert(connection, table).on_conflict_do_nothing(), rows)
 
 
+def insert_many(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
+    """Insert many rows of the same columns."""
+    _run_many(connection, table, rows, lambda: _insert(connection, table))
+
+
 def add_rollups(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
     """Insert summaries, merging each into the one of the same period and series."""
-    statement = _insert(connection, table)
-    new, old = statement.excluded, table.c
-    _merge(connection, statement, table, rows, total=old.total + new.total, last=new.last)
+
+    def statement() -> Any:
+        new = _insert(connection, table)
+        total = table.c.total + new.excluded.total
+        return _merging(new, table, total=total, last=new.excluded.last)
+
+    _run_many(connection, table, rows, statement)
 
 
 def add_peaks(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
     """Insert peaks, merging each into the one of the same series."""
-    statement = _insert(connection, table)
-    new, old = statement.excluded, table.c
-    _merge(
-        connection,
-        statement,
-        table,
-        rows,
-        first_t_ns=case((new.first_t_ns < old.first_t_ns, new.first_t_ns), else_=old.first_t_ns),
-        last_t_ns=case((new.last_t_ns > old.last_t_ns, new.last_t_ns), else_=old.last_t_ns),
-    )
+
+    def statement() -> Any:
+        insertion = _insert(connection, table)
+        new, old = insertion.excluded, table.c
+        first = case((new.first_t_ns < old.first_t_ns, new.first_t_ns), else_=old.first_t_ns)
+        last = case((new.last_t_ns > old.last_t_ns, new.last_t_ns), else_=old.last_t_ns)
+        return _merging(insertion, table, first_t_ns=first, last_t_ns=last)
+
+    _run_many(connection, table, rows, statement)
 
 
-def _merge(
-    connection: sqlalchemy.Connection,
-    statement: Any,
-    table: sqlalchemy.Table,
-    rows: Rows,
-    **others: Any,
-) -> None:
-    """Insert rows; where there is one, add the counts and keep the lowest and the highest."""
+def _merging(statement: Any, table: sqlalchemy.Table, **others: Any) -> Any:
+    """Return an insertion that, where there is a row, adds counts and keeps lowest and highest."""
     new, old = statement.excluded, table.c
     merged = {
         "n": old.n + new.n,
@@ -75,6 +78,30 @@ def _merge(
         "high_t_ns": case((new.high > old.high, new.high_t_ns), else_=old.high_t_ns),
         **others,
     }
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=_keys(table), set_=merged), rows
-    )
+    return statement.on_conflict_do_update(index_elements=_keys(table), set_=merged)
+
+
+_TEXTS: dict[tuple[str, str], tuple[str, list[str] | None]] = {}
+"""(dialect, table) -> statement, and the order of its parameters where they have no names."""
+
+
+def _run_many(
+    connection: sqlalchemy.Connection,
+    table: sqlalchemy.Table,
+    rows: Rows,
+    statement: Callable[[], Any],
+) -> None:
+    """Run a table's one statement of this module for many rows, by the driver itself.
+
+    To prepare a row's parameters takes SQLAlchemy longer than it takes SQLite to insert them.
+    """
+    if not rows:
+        return
+    dialect = connection.dialect
+    key = (f"{dialect.name}+{dialect.driver}", table.name)
+    if key not in _TEXTS:
+        compiled = statement().compile(dialect=dialect, column_keys=list(rows[0]))
+        _TEXTS[key] = (str(compiled), compiled.positiontup if compiled.positional else None)
+    text, order = _TEXTS[key]
+    parameters: Any = rows if order is None else list(map(itemgetter(*order), rows))
+    connection.exec_driver_sql(text, parameters)

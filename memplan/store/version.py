@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from memplan.errors import StoreDamagedError, StoreVersionError
 
-__all__ = ["HEAD", "SQLITE_TABLES", "TABLE", "VERSION", "check_known", "refuse_tables"]
+__all__ = ["HEAD", "KNOWN", "SQLITE_TABLES", "TABLE", "VERSION", "check_known", "refuse_tables"]
 
 HEAD = "0002"
 """Newest revision in migrations/versions."""
 
-_KNOWN = ("0001", "0002")
+KNOWN = ("0001", "0002")
 """Every revision that this program can read or upgrade."""
 
 TABLE = "alembic_version"
@@ -24,7 +24,7 @@ VERSION = "SELECT version_num FROM alembic_version"
 
 def check_known(version: str | None) -> None:
     """Raise StoreVersionError when a database was written by a newer program."""
-    if version is not None and version not in _KNOWN:
+    if version is not None and version not in KNOWN:
         raise StoreVersionError(
             f"the database has schema {version}, this memplan knows up to {HEAD}",
             hint="upgrade memplan: pip install --upgrade memplan",

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import secrets
+import json
+import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete
 
-from memplan.errors import StoreError
-from memplan.serialize import dumps, loads
-from memplan.store import outbox, tables
+from memplan.errors import NotStoredError, StoreError
+from memplan.serialize import dumps
+from memplan.store import erase, life, outbox, tables
+from memplan.store.batch import Instant, Instants
 from memplan.store.connection import LOG_CAP_BYTES, WriterConnection
 from memplan.store.engine import driver, translated
-from memplan.store.identity import host_identity
+from memplan.store.identity import host_identity, new_id
 from memplan.store.partition import Partitions
 from memplan.store.quarantine import Rescue
 from memplan.store.retention import Policy
+from memplan.store.ring import Ring
 from memplan.store.upsert import insert_new, replace_rows
-from memplan.types import Device, Event, FrozenMap, Phase, Plan, Run, Sample
+from memplan.types import Device, Event, Phase, Plan, Run, Sample
 
 __all__ = ["LocalWriter", "new_id"]
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Digits and letters without i, l, o and u: nothing that reads like something else."""
-
-_EPOCH_S = 1_735_689_600
-"""Start of 2025: keeps ids short for a thousand years."""
+_log = logging.getLogger("memplan.store")
 
 RING_SAMPLES = 100_000
 """Staged samples that are kept at the most (some 10 MB); beyond, the oldest go."""
@@ -44,16 +40,6 @@ PART_SAMPLES = 5000
 
 _KEEP_HOUSE_S = 60.0
 """Seconds between two looks for what is too old."""
-
-
-def new_id(prefix: str) -> str:
-    """Return a short id that sorts by time: prefix, seconds since 2025, 15 random bits."""
-    number = ((int(time.time()) - _EPOCH_S) << 15) | secrets.randbits(15)
-    digits = ""
-    while number:
-        number, rest = divmod(number, len(_ALPHABET))
-        digits = _ALPHABET[rest] + digits
-    return f"{prefix}-{digits.rjust(9, '0')}"
 
 
 class LocalWriter:
@@ -91,7 +77,7 @@ class LocalWriter:
         self._flush_s = flush_s
         self._outbox_bytes = outbox_bytes
         self._now_ns, self._monotonic_s = now_ns, monotonic_s
-        self._staged: deque[Sample] = deque()
+        self._staged = Ring()
         self._partitions = Partitions()
         self.dropped = 0
         """Staged samples that were given up because the store refused them for too long."""
@@ -119,66 +105,35 @@ class LocalWriter:
         """Longest transaction of housekeeping so far, in seconds by the clock."""
         return self._core.retention.longest_s
 
+    @property
+    def longest_checkpoint_s(self) -> float:
+        """Longest checkpoint so far, in seconds by the clock: it waits for the disk, lock-free."""
+        return self._core.longest_checkpoint_s
+
     def _begin_life(self) -> None:
-        events: list[Event] = []
-        rescued = self._core.rescued
-        if rescued is not None:
-            events.append(rescued.event(self._now_ns()))
+        self._tell_rescue()
         with self._core.begin() as connection:
-            if self._outbox_bytes:
-                outbox.fill(connection, self._core.host_id)
-            self._mark_lost(connection)
-            gap = self._gap(connection)
-            events += [gap] if gap else []
-            mark = {"key": f"open:{self._core.host_id}", "value": str(self._now_ns())}
+            self._fill_outbox(connection)
+            for run in life.lost_runs(connection, self._core.host_id):
+                self._put_run(connection, run)
+            gap = life.gap(connection, self._core.host_id, self._now_ns())
+            mark = {"key": life.mark(self._core.host_id), "value": str(self._now_ns())}
             replace_rows(connection, tables.meta, [mark])
-        if events:
-            self.save_events(events)
+        if gap is not None:
+            self.save_events([gap])
 
-    def _gap(self, connection: sqlalchemy.Connection) -> Event | None:
-        """Return the event that says since when nothing was sampled, after a writer that died."""
-        m = tables.meta.c
-        query = select(m.value).where(m.key == f"open:{self._core.host_id}")
-        last = self._last_ns(connection, None)
-        if connection.execute(query).scalar() is None or last is None:
-            return None
-        now = self._now_ns()
-        return Event(
-            kind="store.gap",
-            t_ns=last,
-            severity="warning",
-            message=f"the writer ended without closing: no samples for {(now - last) / 1e9:.1f} s",
-            data=FrozenMap({"until_ns": str(now)}),
-        )
+    def _fill_outbox(self, connection: sqlalchemy.Connection) -> None:
+        """Note what came while nothing was noted; without a fleet, remember that nothing is."""
+        begin = outbox.fill if self._outbox_bytes else outbox.leave
+        begin(connection, self._core.host_id)
 
-    def _last_ns(self, connection: sqlalchemy.Connection, run_id: str | None) -> int | None:
-        """Return the time of the last sample, of one run or of all."""
-        p, s, t = tables.peak.c, tables.series.c, tables.tick.c
-        ticks = select(func.max(t.t1_ns)).where(t.host_id == self._core.host_id)
-        peaks = (
-            select(func.max(p.last_t_ns))
-            .join(
-                tables.series,
-                sqlalchemy.and_(s.host_id == p.host_id, s.id == p.series_id),
-            )
-            .where(p.host_id == self._core.host_id)
-        )
-        if run_id is not None:
-            ticks, peaks = ticks.where(t.run_id == run_id), peaks.where(s.run_id == run_id)
-        found = [connection.execute(query).scalar() for query in (ticks, peaks)]
-        return max((int(t_ns) for t_ns in found if t_ns is not None), default=None)
-
-    def _mark_lost(self, connection: sqlalchemy.Connection) -> None:
-        """End this host's runs whose sampler died: whoever wrote to this database is gone."""
-        r = tables.run.c
-        running = select(r.document).where(
-            r.status == "running", r.host_id == self._core.host_id, r.host == platform.node()
-        )
-        for (document,) in connection.execute(running).all():
-            run = loads(document, Run)
-            last = self._last_ns(connection, run.id)
-            ended = max(last or run.started_ns, run.started_ns)
-            self._put_run(connection, replace(run, status="lost", ended_ns=ended))
+    def _tell_rescue(self) -> None:
+        """Store and log, once, what became of a damaged file: nobody is to look for it in vain."""
+        rescue, self._core.rescued = self._core.rescued, None
+        if rescue is not None:
+            event = rescue.event(self._now_ns())
+            _log.error("%s", event.message)
+            self.save_events([event])
 
     def save_plan(self, plan: Plan) -> Plan:
         """Store a plan under a new id (kept if it has one) and return it with that id."""
@@ -280,27 +235,23 @@ class LocalWriter:
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch, behind what was staged. A clock that jumps back loses nothing."""
-        while len(self._staged) > PART_SAMPLES:  # a long ring goes in parts, and fails early
-            part = list(islice(self._staged, PART_SAMPLES))
+        while self._staged.samples > PART_SAMPLES:  # a long ring goes in parts, and fails early
+            part = self._staged.oldest(PART_SAMPLES)
             self._append(part)
-            for _ in part:
-                self._staged.popleft()
-        batch = [*self._staged, *samples]
+            self._staged.forget(len(part))
+        batch = [*self._staged, *Instants.of(samples).instants]
         if batch:
             self._append(batch)
-            self._staged.clear()
+            self._staged.forget(len(self._staged))
             self._flushed_s = self._monotonic_s()
             self._after_write()
 
-    def _append(self, samples: list[Sample]) -> None:
-        self._core.write(lambda connection: self._core.log.append(connection, samples))
+    def _append(self, batch: list[Instant]) -> None:
+        self._core.write(lambda connection: self._core.log.append(connection, batch))
 
     def stage_samples(self, samples: Sequence[Sample]) -> None:
         """Append a batch that may wait in memory, flush_s long; never raises StoreError."""
-        self._staged.extend(samples)
-        while len(self._staged) > RING_SAMPLES:
-            self._staged.popleft()
-            self.dropped += 1
+        self.dropped += self._staged.add(samples, RING_SAMPLES)
         if self._monotonic_s() - self._flushed_s >= self._flush_s:
             with contextlib.suppress(StoreError):  # `degraded` tells it; the ring keeps them
                 self.flush()
@@ -312,6 +263,7 @@ class LocalWriter:
     def _after_write(self) -> None:
         """Pack what is enough for a block; now and then delete what is too old."""
         with contextlib.suppress(StoreError):  # the samples are safe: it is done later
+            self._tell_rescue()
             for run_id in self._core.log.due():
                 self._pack(run_id)
             if self._busy or self._monotonic_s() - self._kept_house_s >= _KEEP_HOUSE_S:
@@ -359,6 +311,39 @@ class LocalWriter:
         """Forget what the fleet's database has got: everything up to a number of the outbox."""
         self._core.write(lambda connection: outbox.forget(connection, upto))
 
+    def note_for_fleet(self, outbox_bytes: int) -> None:
+        """Note from now on what a fleet's database is to get, as many bytes of it; 0 = nothing."""
+        if bool(outbox_bytes) != bool(self._outbox_bytes):
+            self._outbox_bytes = outbox_bytes
+            self._core.write(self._fill_outbox)
+        self._outbox_bytes = outbox_bytes
+
+    def delete_run(self, run_id: str) -> bool:
+        """Delete a run with all that belongs to it; tell whether to call again for the rest.
+
+        From the first call on it is in no list any more, even if there is no other one: what is
+        left goes with the housekeeping. A plan stays.
+
+        Raises NotStoredError when there is no such run, UsageError while it is running.
+        """
+        with self._core.begin() as connection:
+            known = bool(erase.erased(connection, [run_id]))
+            there = known or erase.is_there(connection, run_id)
+        if not there:
+            raise NotStoredError(f"there is no run {run_id!r}", hint="memplan runs")
+        if not known:
+
+            def begin(connection: sqlalchemy.Connection) -> None:
+                erase.begin(connection, run_id)
+                self._note(connection, "erased", [json.dumps(run_id)])
+
+            self._core.write(begin, durable=True)
+            self._core.log.forget(run_id)
+        with self._core.checkpoints_apart() as pause:
+            more = self._core.retention.erase(self._core.connection)
+            pause()
+        return more
+
     def take_over(self, rescue: Rescue) -> None:
         """Move what is sound of a database that was put aside into this one, and tell it."""
         self._core.take_over(rescue)
@@ -386,7 +371,7 @@ class LocalWriter:
                 for run_id in self._core.log.waiting():
                     if run_id != tables.HOST_RUN:
                         self._pack(run_id)
-                mark = tables.meta.c.key == f"open:{self._core.host_id}"
+                mark = tables.meta.c.key == life.mark(self._core.host_id)
                 self._core.write(lambda c: c.execute(delete(tables.meta).where(mark)))
         finally:
             self._core.close()

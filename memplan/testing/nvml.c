@@ -11,8 +11,8 @@
  *                            "not supported"
  *   mig UUID KEY=VALUE ...   a MIG device of the last gpu
  *   proc KIND PID BYTES|na   a process on the last gpu or mig; KIND is compute or graphics
- *   fault NAME UUID|* WHAT   function NAME: error=CODE, sleep=MILLISECONDS, or grow=N (the sizing
- *                            call of a process list answers N processes too few)
+ *   fault NAME UUID|* WHAT   function NAME: error=CODE, sleep=MILLISECONDS, or grow=N (a process
+ *                            list that finds too little room tells N processes too few)
  *   event N UUID TYPE DATA   an event; N rises, each event set hands each event out once
  */
 #define _GNU_SOURCE
@@ -486,7 +486,7 @@ static int list(const char *name, const Gpu *gpu, int graphics, unsigned *count,
         }
         total++;
     }
-    int missing = found ? 0 : growth(name, gpu->uuid);
+    int missing = total > room ? growth(name, gpu->uuid) : 0;
     *count = total > (unsigned)missing ? total - missing : 0;
     return total > room ? INSUFFICIENT_SIZE : OK;
 }

@@ -41,7 +41,7 @@ class Fault:
     sleep_ms: int = 0
     """Milliseconds that it takes before it answers; an hour is as good as for ever."""
     grow: int = 0
-    """A process list: the call that asks for its size is told so many processes too few."""
+    """A process list: a call that has too little room for it is told so many processes too few."""
 
 
 @dataclass(slots=True, kw_only=True)

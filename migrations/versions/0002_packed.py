@@ -261,15 +261,20 @@ def _move_samples(connection: sa.Connection) -> None:
     blocks = _Blocks(connection)
     waiting: dict[str, list[tuple[int, int, int]]] = {}
     instants: dict[str, set[int]] = {}
+    now: tuple[str, int] | None = None
+    readings: list[tuple[int, int, int]] = []
     rows = connection.execute(query.execution_options(yield_per=10_000))
-    for run_id, series_id, t_ns, value in rows:
-        times = instants.setdefault(run_id, set())
-        times.add(t_ns)
-        if len(times) > _BLOCK:
-            blocks.add(run_id, waiting.pop(run_id))
-            times.clear()
+    for run_id, series_id, t_ns, value in (row for part in rows.partitions() for row in part):
+        if (run_id, t_ns) != now:
+            now = (run_id, t_ns)
+            times = instants.setdefault(run_id, set())
             times.add(t_ns)
-        waiting.setdefault(run_id, []).append((series_id, t_ns, value))
+            if len(times) > _BLOCK:
+                blocks.add(run_id, waiting.pop(run_id))
+                times.clear()
+                times.add(t_ns)
+            readings = waiting.setdefault(run_id, [])
+        readings.append((series_id, t_ns, value))
     for run_id, readings in waiting.items():
         blocks.add(run_id, readings)
     blocks.finish()

@@ -52,6 +52,15 @@ def test_without_a_daemon_status_is_1_and_stop_is_no_error(home, capsys):
     assert capsys.readouterr().out == "not running\n"
 
 
+def test_what_a_daemon_that_does_not_start_has_said_is_shown_with_its_hint(home, capsys):
+    """Its own words, and the way out."""
+    (home / "memplan.db").write_text("shopping list" * 1000)
+    assert run(["daemon", "start"]) == 2
+    said = capsys.readouterr().err
+    assert "error: the daemon ended at once: " in said
+    assert "hint: memplan db repair; or name another place" in said
+
+
 def test_another_holder_is_named(home, capsys):
     """Whoever keeps the daemon from starting."""
     with LocalWriter(home / "memplan.db"):

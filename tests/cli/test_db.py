@@ -75,6 +75,20 @@ def test_a_wrong_checksum_is_found_and_repaired(database, capsys):
         assert 380 < left < 520
 
 
+def test_what_is_no_database_of_memplan_is_said_plainly(home, capsys):
+    """Text, or an empty file: what it is, and the command that helps, if there is one."""
+    path = home / "memplan.db"
+    path.write_text("shopping list" * 1000)
+    assert run(["db", "repair"]) == 2
+    assert "was not made by memplan and is left alone" in capsys.readouterr().err
+    assert path.read_text() == "shopping list" * 1000
+    path.write_text("")
+    assert run(["db", "check"]) == 1
+    assert "problem   no tables of memplan are in it" in capsys.readouterr().out
+    assert run(["db", "migrate"]) == 0
+    assert "made just now" in capsys.readouterr().out
+
+
 def test_a_backup_is_a_whole_database_in_one_file(database, tmp_path, capsys):
     """While the writer goes on; a file that is there already is not overwritten."""
     copy = tmp_path / "copy.db"
@@ -83,6 +97,8 @@ def test_a_backup_is_a_whole_database_in_one_file(database, tmp_path, capsys):
         assert run(["db", "backup", str(copy)]) == 0
     assert run(["db", "backup", str(copy)]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert run(["db", "backup", str(tmp_path / "none" / "copy.db")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     assert not (tmp_path / "copy.db-wal").exists()
     with StoreReader(copy) as reader:
         assert len(reader.samples("r-2").samples) == 131

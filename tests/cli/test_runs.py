@@ -11,6 +11,7 @@ from factories import T0, make_phase, make_plan, make_run, make_sample
 from goldens import check_golden
 
 from memplan.cli.main import run
+from memplan.store.reader import StoreReader
 from memplan.store.writer import LocalWriter
 from memplan.units import MIB
 
@@ -48,6 +49,31 @@ def test_no_runs_yet_says_how_to_make_one(home, capsys):
     LocalWriter(home / "memplan.db").close()
     assert run(["runs"]) == 0
     assert capsys.readouterr().err.count("memplan run -- COMMAND") == 2
+
+
+def test_a_run_is_deleted_when_that_is_meant(stored, home, capsys):
+    """Nobody to ask: refused; by the beginning of its id; a second time it is not there."""
+    assert run(["runs", "delete", "last"]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert run(["runs", "delete", "r-", "r-1", "--yes"]) == 0
+    assert capsys.readouterr().out == "deleted r-1\n"
+    assert run(["runs", "delete", "r-1", "--yes"]) == 2
+    assert "no run 'r-1'" in capsys.readouterr().err
+    with StoreReader(home / "memplan.db") as reader:
+        assert reader.runs() == ()
+        assert reader.peaks("r-1") == ()
+        assert len(reader.plans()) == 1
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n\n", 1), ("y\n", 0)])
+def test_who_is_there_is_asked_before_a_run_is_deleted(stored, home, monkeypatch, answer, left):
+    """With what it is about in sight."""
+    keyboard = io.StringIO(answer)
+    keyboard.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", keyboard)
+    assert run(["runs", "delete", "last"]) == (130 if left else 0)
+    with StoreReader(home / "memplan.db") as reader:
+        assert len(reader.runs()) == left
 
 
 def test_a_run_is_shown(stored, capsys):

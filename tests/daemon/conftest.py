@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -107,6 +109,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
 def until() -> Callable[..., Any]:
     """Wait for a condition with a deadline."""
     return wait_for
+
+
+@pytest.fixture
+def kernel_kills() -> Iterator[None]:
+    """Let no other test have the kernel kill something meanwhile: its count is the machine's."""
+    with (Path(tempfile.gettempdir()) / "memplan-kernel-kills.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

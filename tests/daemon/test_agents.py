@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from memplan_daemon import agents as module
@@ -177,6 +178,30 @@ def test_a_sample_before_the_hello_is_refused(world):
         assert rude.recv(10) == b""
 
 
+def test_a_run_of_another_user_is_no_agents(tmp_path, proc, writer, monkeypatch):
+    """Who names it must own its processes, unless it is the daemon's own user, or root."""
+    monkeypatch.setattr(socket, "socket", Talker)
+    proc.add(4711, rss=1, uid=1001)
+    world = World(tmp_path, writer)
+    world.sampler._proc = proc.folder
+    world.sampler.watch(4711, "r-theirs")
+    try:
+        monkeypatch.setattr(
+            module, "peer_of", lambda _: SimpleNamespace(pid=5, uid=1000, is_owner=False)
+        )
+        world.server._gid = 1
+        with world.connect() as stranger:
+            stranger.send(encode("hello", run="r-theirs", job=None))
+            assert stranger.recv(10) == b""
+        monkeypatch.setattr(
+            module, "peer_of", lambda _: SimpleNamespace(pid=5, uid=1001, is_owner=False)
+        )
+        with world.connect(run="r-theirs", job=None) as own:
+            assert own.run_id == "r-theirs"
+    finally:
+        world.close()
+
+
 def test_random_packets_do_no_harm_and_do_not_grow_the_memory(world):
     """A hundred connections of noise, one complaint in the log."""
     noise = random.Random(7)
@@ -188,14 +213,21 @@ def test_random_packets_do_no_harm_and_do_not_grow_the_memory(world):
     assert len(world.server._agents) <= 2
 
 
-def test_an_agent_that_floods_is_thinned_out(world, monkeypatch, until):
+def test_an_agent_that_floods_is_thinned_out(world, writer, monkeypatch, until):
     """What is beyond a bound in one tick is dropped and counted; the sampler goes on."""
     monkeypatch.setattr(module, "MOST_PACKETS_PER_TICK", 5)
     with world.connect(run="", job=None) as agent:
-        for _ in range(300):
-            agent.send(sample(**{"cuda:0": {"allocated_bytes": 3}}))
-        until(lambda: world.server.describe()[0]["packets"] >= 300)
-        assert world.server.describe()[0]["dropped"] > 100
+        packet = sample(**{"cuda:0": {"allocated_bytes": 3}})
+
+        def flood():
+            for _ in range(100):
+                agent.send(packet)
+            return world.server.describe()[0]["dropped"] > 100
+
+        until(flood)
+        sent = world.server.describe()[0]["packets"]
+        ticks = world.sampler.counts.ticks
+        assert len(writer.values("torch:cuda:0", "allocated_bytes")) <= 5 * ticks < sent
     before = world.sampler.counts.ticks
     until(lambda: world.sampler.counts.ticks > before + 2)
 
@@ -223,6 +255,72 @@ with measure.track("load"):
 measure.workload(tokens=7)
 time.sleep(0.3)
 """
+
+
+FAMILY = """
+import multiprocessing, time
+from memplan import measure
+
+def work():
+    measure.attach(0.02)
+    time.sleep(0.5)
+
+if __name__ == "__main__":
+    measure.attach(0.02)
+    time.sleep(0.5)
+    for how in ("fork", "spawn"):
+        child = multiprocessing.get_context(how).Process(target=work)
+        child.start()
+        print(child.pid)
+        child.join()
+        assert child.exitcode == 0
+    time.sleep(0.2)
+"""
+
+
+def test_forked_and_spawned_workers_are_in_their_parents_run_and_counted_once(
+    world, writer, tmp_path
+):
+    """Each with an agent of its own: one run, three processes, and no number twice."""
+    (tmp_path / "family.py").write_text(FAMILY)
+    environment = {**os.environ, "MEMPLAN_SOCKET": str(world.path.with_suffix(".sock"))}
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "family.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (run_id,) = {run.id for run in writer.saved if hasattr(run, "pid")}
+    found = [s for s in writer.samples if s.series.metric == "heap_used_bytes"]
+    assert {s.series.run_id for s in found} == {run_id}
+    entities = {s.series.entity for s in found}
+    assert len(entities) == 3
+    assert entities >= {f"process:{pid}" for pid in done.stdout.split()}
+    assert len({(s.series.entity, s.t_ns) for s in found}) == len(found)
+
+
+EXEC = """
+import os, sys, time
+from memplan import measure
+measure.attach(0.02)
+time.sleep(0.5)
+if len(sys.argv) == 1:
+    os.execv(sys.executable, [sys.executable, __file__, "again"])
+"""
+
+
+def test_a_program_that_another_one_takes_the_place_of_is_heard_as_both(
+    world, writer, tmp_path, until
+):
+    """One process after exec: its first agent has gone with the program, a second one comes."""
+    (tmp_path / "twice.py").write_text(EXEC)
+    environment = {**os.environ, "MEMPLAN_SOCKET": str(world.path.with_suffix(".sock"))}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "twice.py")], env=environment)
+    assert process.wait(60) == 0
+    until(lambda: not world.server.describe())
+    assert [run.status for run in writer.saved] == ["running", "finished"] * 2
+    assert {run.pid for run in writer.saved} == {process.pid}
+    first, second = writer.saved[1], writer.saved[2]
+    assert first.ended_ns <= second.started_ns
+    for run in (first, second):
+        assert [s for s in writer.samples if s.series.run_id == run.id]
 
 
 def test_a_real_agent_in_its_own_pid_namespace_is_known_by_its_pid_here(world, writer, until):

@@ -86,7 +86,8 @@ def test_a_helper_that_is_replaced_begins_a_new_window(clock):
 
 def publish(board, tick, *found, due=(), runs=()):
     infos = {run: RunInfo(pid=1, uid=0) for run in runs}
-    board.publish(t_ns=tick, tick=tick, due=due, found=list(found), runs=infos)
+    groups = [(run, [item]) for run, item in found]
+    board.publish(t_ns=tick, tick=tick, due=due, found=groups, runs=infos)
     return board.snapshot()
 
 

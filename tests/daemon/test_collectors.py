@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from memplan_daemon.collectors.base import HOST, Event, Gap, Reading, Watch
 from memplan_daemon.collectors.cgroup import CgroupCollector
@@ -297,20 +299,38 @@ def test_cgroup_v2_takes_the_tightest_limit_on_the_way_up(proc, tmp_path):
 def test_cgroup_changes_are_seen_and_a_kill_inside_is_an_event(proc, tmp_path):
     """A limit that is set, moved and lifted; a group that is removed; one kill, told once."""
     collector, root = group(proc, tmp_path, "0::/job\n")
+    ticks = itertools.count()
+
+    def seen():
+        return watch(proc, 10, tick=next(ticks))
+
     (root / "job").mkdir()
     limit, events = root / "job" / "memory.max", root / "job" / "memory.events"
     for text, found in (("max\n", None), ("5000\n", 5000), ("4000\n", 4000), ("max\n", None)):
         limit.write_text(text)
-        assert read(collector, watch(proc, 10)).get(("cgroup", "limit_bytes")) == found
+        assert read(collector, seen()).get(("cgroup", "limit_bytes")) == found
     events.write_text("oom_kill 0\n")
-    assert others(collector, watch(proc, 10), Event) == []
+    assert others(collector, seen(), Event) == []
     events.write_text("oom_kill 2\n")
-    assert [e.kind for e in others(collector, watch(proc, 10), Event)] == ["cgroup.oom_kill"]
-    assert others(collector, watch(proc, 10), Event) == []
+    assert [e.kind for e in others(collector, seen(), Event)] == ["cgroup.oom_kill"]
+    assert others(collector, seen(), Event) == []
     limit.unlink()
     events.unlink()
     (root / "job").rmdir()
-    assert read(collector, watch(proc, 10)) == {}
+    assert read(collector, seen()) == {}
+
+
+def test_runs_of_one_group_are_told_the_same_in_one_tick(proc, tmp_path):
+    """The group is read once; a kill inside is an event of each."""
+    collector, root = group(proc, tmp_path, "0::/job\n")
+    (root / "job").mkdir()
+    for tick, kills in enumerate((0, 1)):
+        (root / "job" / "memory.events").write_text(f"oom_kill {kills}\n")
+        for run_id in ("r-1", "r-2"):
+            asked = Watch(run_id=run_id, pid=10, members=members(proc, 10), tick=tick)
+            found = list(collector.collect(asked))
+            assert Reading("cgroup", "oom_kill_count", kills) in found
+            assert sum(isinstance(item, Event) for item in found) == kills
 
 
 def test_cgroup_v2_beside_version_1_controllers_is_found(proc, tmp_path):

@@ -144,6 +144,23 @@ def test_a_dead_process_vanishes_with_the_next_scrape(get, sampler, fixed):
     assert "memplan_gpu_used_bytes" not in text
 
 
+def test_every_metric_has_its_help_and_its_type(get, sampler, fixed):
+    """As promtool asks for, where that is not installed; read by the official parser."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    fixed.run = [Reading("tree", "rss_bytes", 9), Reading("process:10", "hwm_bytes", 1)]
+    sampler.tick()
+    families = list(text_string_to_metric_families(get()))
+    assert len(families) > 8
+    for family in families:
+        assert family.documentation.endswith("."), family.name
+        assert family.type in ("gauge", "counter"), family.name
+        for sample in family.samples:
+            assert sample.name == family.name + "_total" * (family.type == "counter")
+    names = [family.name for family in families]
+    assert len(names) == len(set(names))
+
+
 def test_hostile_names_are_escaped_and_come_back_as_they_were(get, sampler):
     """Quotes, backslashes and newlines in what a driver says."""
     sampler.tick()
@@ -153,7 +170,7 @@ def test_hostile_names_are_escaped_and_come_back_as_they_were(get, sampler):
 
 
 def test_promtool_finds_nothing_to_complain_about(get, sampler, fixed):
-    """Debian's own checker, where it is installed (or named by MEMPLAN_PROMTOOL)."""
+    """Debian's own checker, where it is installed (or named by PROMTOOL)."""
     promtool = os.environ.get("PROMTOOL") or shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed: apt install prometheus")

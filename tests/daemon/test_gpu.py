@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors import child
 from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
 from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
+from memplan_daemon.probe.fields import Device, news, whole
 from memplan_daemon.proc import Process
 
 from memplan.testing import FakeGpu, Fault
@@ -145,9 +148,9 @@ def test_a_process_without_a_number_is_a_gap_and_no_zero(gpus, nvml):
 
 
 def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
-    """The library asks for the size first; whoever starts in between makes the answer too long."""
-    nvml.gpus[0].compute = dict.fromkeys(range(100, 150), 1)
-    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=48)]
+    """The room is as large as the list was said to be; more start in between, again and again."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 2100), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=1990)]
     nvml.write()
     gpus.host()
     assert gpus.run(100) == {}
@@ -156,6 +159,16 @@ def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
     nvml.write()
     gpus.host()
     assert gpus.run(100)["gpu:GPU-a/tree", "used_bytes"] == 1
+
+
+@pytest.mark.parametrize("grow", [0, 48])
+def test_a_list_that_is_longer_than_expected_is_read_whole(gpus, nvml, grow):
+    """Also when some start between the call that finds too little room and the next one."""
+    nvml.gpus[0].compute = dict.fromkeys(range(100, 400), 1)
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", grow=grow)]
+    nvml.write()
+    gpus.host()
+    assert gpus.run(*range(100, 400))["gpu:GPU-a/tree", "used_bytes"] == 300
 
 
 def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
@@ -176,11 +189,22 @@ def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
 
 def test_a_driver_that_was_loaded_anew_is_read_on_with_new_handles(gpus, nvml):
     """Old handles answer "invalid argument": no tick is lost, no probe restarted."""
-    gpus.host()
-    nvml.generation = 1
+    nvml.gpus[0].fields["mig"] = 1
+    nvml.gpus[0].mig = [FakeGpu(uuid="MIG-1", used=100, fields={"gi": 1, "ci": 0})]
+    nvml.gpus[0].compute = {10: 5}
     nvml.write()
-    assert gpus.host()["gpu:GPU-a", "used_bytes"] == 600
+    before = gpus.host()
+    for generation in (1, 2):
+        nvml.generation = generation
+        nvml.write()
+        after = gpus.host()
+        for uuid, used in (("GPU-a", 600), ("GPU-b", 10), ("MIG-1", 100)):
+            assert after[f"gpu:{uuid}", "used_bytes"] == used
+        fast = {key for key in before if key[1] in ("used_bytes", "total_bytes")}
+        assert fast <= after.keys()
+        assert gpus.run(10)["gpu:GPU-a/tree", "used_bytes"] == 5
     assert gpus.collector.probe.restarts == 0
+    assert set(gpus.collector.states.values()) == {"ok"}
 
 
 def test_fewer_gpus_in_another_order_keep_their_names(gpus, nvml):
@@ -232,6 +256,26 @@ def test_an_xid_is_told_once_with_its_time(gpus, nvml, code):
     assert gpus.events() == gpus.events() == []
     nvml.ecc("GPU-b")
     assert gpus.events() == [("gpu:GPU-b", "gpu.ecc_double", 0)]
+
+
+def test_an_error_leaves_no_state_behind_once_the_device_is_back(gpus, nvml):
+    """XID 79: it fell off the bus; told once, and after a reset it is as any other."""
+    before = gpus.host()
+    nvml.faults = [Fault(function="*", uuid="GPU-a", error=15)]
+    nvml.xid("GPU-a", 79)
+    told = gpus.events()
+    assert ("gpu:GPU-a", "gpu.state", STATES.index("lost")) in told
+    assert gpus.collector.states["GPU-a"] == "lost"
+    nvml.faults = []
+    nvml.generation = 1
+    nvml.write()
+    told += gpus.events()
+    assert told[-1] == ("gpu:GPU-a", "gpu.state", 0)
+    assert gpus.events() == []
+    assert gpus.collector.states["GPU-a"] == "ok"
+    for key, value in gpus.host().items():
+        assert before[key] == value
+    assert "xid" not in str(gpus.gaps())
 
 
 def test_an_event_set_that_is_lost_is_made_anew(gpus, nvml):
@@ -353,6 +397,17 @@ def test_a_driver_that_stays_stuck_does_not_collect_probes(hasty, nvml, monkeypa
     assert hasty.collector.probe.abandoned == 0
 
 
+def test_after_a_slow_start_readings_are_of_their_own_tick(gpus, nvml):
+    """The first answer comes a tick late; the next ones do not, and no group was left out."""
+    gpus.collector._wait_s = 0.0001
+    ticking(gpus, lambda: gpus.collector.states, 30)
+    gpus.collector._wait_s = 5.0
+    for used in (5, 6, 7):
+        nvml.gpus[0].used = used
+        nvml.write()
+        assert gpus.host()["gpu:GPU-a", "used_bytes"] == used
+
+
 def test_amd_devices_are_read_by_their_own_library(tmp_path, monkeypatch):
     """A stand-in for ROCm's module: bytes, watts, and "N/A" as a gap."""
     (tmp_path / "amdsmi.py").write_text(AMDSMI)
@@ -393,3 +448,27 @@ def amdsmi_get_temp_metric(handle, kind, metric): raise AmdSmiLibraryException(2
 def amdsmi_get_gpu_process_list(handle):
     return [{"name": "x", "pid": 10, "memory_usage": {"vram_mem": 300}}]
 """
+
+
+def test_an_answer_holds_only_what_is_new_and_is_made_whole_again():
+    """Through JSON, as it goes over the socket; other devices are told in full."""
+    one = Device(uuid="GPU-a", name="x", values={"used_bytes": 1}, processes=[(1, 5), (2, None)])
+    two = Device(uuid="GPU-b", name="y", missing={"power_milliwatts": "not-supported"})
+    moved = replace(one, values={"used_bytes": 2})
+    states = [[one, two], [one, two], [moved, two], [two, moved], [moved], [], [moved]]
+    sent, kept, sizes = [], [], []
+    for devices in states:
+        now = [device.entry() for device in devices]
+        line = json.dumps(news(sent, now))
+        before, sent = kept, now
+        kept = whole(before, json.loads(line))
+        assert kept == json.loads(json.dumps(now))
+        sizes.append(len(line))
+    assert sizes[1] < 10 < sizes[2] < 50 < sizes[0] == sizes[3]
+
+
+@pytest.mark.parametrize("line", ["[{}]", "[1]", "[{}, {}, {}]", "[[]]"])
+def test_news_of_other_devices_than_those_that_are_known_are_refused(line):
+    """The child is then thrown away and another one begins anew."""
+    with pytest.raises((TypeError, ValueError)):
+        whole([{"uuid": "GPU-a"}, {"uuid": "GPU-b"}], json.loads(line))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from memplan_daemon.collectors.gpu import nvidia_problem
 from memplan_daemon.lifecycle import (
     daemon_status,
     log_lines,
@@ -77,16 +78,6 @@ def test_a_reload_takes_new_settings_and_a_bad_one_changes_nothing(daemons, data
     assert "the settings stay as they were" in log
 
 
-def test_sigterm_ends_it_within_two_seconds_of_its_own_time(running):
-    """What was sampled is flushed first."""
-    process = running("--watch", "user:0")
-    begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert time.monotonic() - begin < 30, "2 s on an idle machine"
-
-
 def test_the_log_of_a_daemon_in_the_background_is_shown(database):
     """The last lines; without a daemon the way to one."""
     with pytest.raises(DaemonError, match="no log"):
@@ -148,10 +139,13 @@ def children(pid):
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_without_a_gpu_library_it_runs_says_so_once_and_ends_with_0(running, database):
+def test_without_a_gpu_library_it_runs_says_so_once_and_ends_with_0(running, database, until):
     """A laptop is no error."""
+    if not nvidia_problem():
+        pytest.skip("this machine has the library")
     process = running()
-    time.sleep(0.5)
+    before = daemon_status(database).samples_written
+    until(lambda: daemon_status(database).samples_written > before + 100)
     assert "libnvidia-ml" in daemon_status(database).gpu_problem
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=30)
@@ -161,15 +155,33 @@ def test_without_a_gpu_library_it_runs_says_so_once_and_ends_with_0(running, dat
 
 def test_it_listens_to_no_network_unless_asked(running, database):
     """By the kernel's tables of its own network namespace and its own descriptors."""
-    process = running()
-    inodes = set()
-    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+    assert listening(running().pid) == []
+
+
+def listening(pid):
+    """Return (table, address) of each network socket of a process, by the kernel."""
+    inodes, found = set(), []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
         if (target := str(link.readlink())).startswith("socket:["):
             inodes.add(target[8:-1])
-    for table in ("tcp", "tcp6", "udp", "udp6", "raw", "packet"):
-        path = Path(f"/proc/{process.pid}/net/{table}")
+    assert inodes, "it has sockets, of the machine's own kind"
+    for table in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"):
+        path = Path(f"/proc/{pid}/net/{table}")
         for line in path.read_text().splitlines()[1:] if path.exists() else ():
-            assert not inodes & set(line.split()), line
+            words = line.split()
+            if inodes & set(words):
+                found.append((table, words[1]))
+    return found
+
+
+def test_asked_it_listens_at_one_port_of_this_machine(running, monkeypatch):
+    """By the same tables: they do show what listens."""
+    pytest.importorskip("prometheus_client")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MEMPLAN_PROMETHEUS", str(port))
+    assert listening(running().pid) == [("tcp", f"0100007F:{port:04X}")]
 
 
 class Manager:
@@ -222,7 +234,7 @@ def test_a_service_manager_hears_all_and_a_sampler_that_hangs_is_silent(manager,
 
 
 def test_a_tracked_process_that_the_kernel_kills_for_want_of_memory_is_named(
-    running, database, until
+    running, database, until, kernel_kills
 ):
     """A real kill in a control group of 32 MiB."""
     group = Path("/sys/fs/cgroup/memory/memplan-test")

@@ -8,14 +8,20 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import old_database
 import pytest
+from factories import make_run, make_sample
+from memplan_daemon import lifecycle
 from memplan_daemon.lifecycle import daemon_status, start_daemon, stop_daemon
 
 from memplan.errors import DaemonError, StoreLockedError
 from memplan.store.reader import StoreReader
+from memplan.store.readonly import is_older
 from memplan.store.remote import DaemonClient, socket_path
 from memplan.store.writer import LocalWriter
 
@@ -144,7 +150,7 @@ def test_a_daemon_loads_neither_torch_nor_the_dashboard(running):
     assert rss < 90 * 1024, f"{rss} KiB"
 
 
-def test_a_full_disk_is_told_and_survived(home, until):
+def test_a_full_disk_is_told_and_survived(home, monkeypatch, until):
     """Under a file size limit samples wait; the daemon stays up and says so."""
     script = (
         "import resource, signal, sys\n"
@@ -159,6 +165,7 @@ def test_a_full_disk_is_told_and_survived(home, until):
         "run_daemon(sys.argv[1], lambda: DaemonSettings(interval_s=0.01))\n"
     )
     database = str(home / "memplan.db")
+    monkeypatch.setenv("MEMPLAN_FLUSH", "0")
     process = subprocess.Popen([sys.executable, "-c", script, database], stderr=subprocess.PIPE)
     try:
         until(lambda: daemon_status(database).store_error)
@@ -179,3 +186,43 @@ def test_status_can_be_read_by_programs(database):
     found = asdict(daemon_status(database))
     assert json.loads(json.dumps(found))["running"] is False
     assert found["database_bytes"] is None
+
+
+def test_a_run_is_deleted_by_the_daemon_that_holds_the_database(running, database, until):
+    """By its socket and in parts: ticks go on between them, and the host's samples stay."""
+    with LocalWriter(database) as writer:
+        for i in range(400):
+            writer.write_samples([make_sample(i, seconds=i)])
+        writer.save_run(make_run())
+    process = running()
+    command = [sys.executable, "-m", "memplan", "runs", "delete", "r-1", "--yes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "deleted r-1\n"), done.stderr
+    assert daemon_status(database).pid == process.pid
+    before = daemon_status(database).samples_written
+    until(lambda: daemon_status(database).samples_written > before)
+    with StoreReader(database) as reader:
+        assert reader.runs() == ()
+        assert reader.peaks("r-1") == ()
+        assert reader.samples("r-1").samples == ()
+        assert reader.samples(None).samples
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        query = "SELECT count(*) FROM series WHERE run_id = 'r-1'"
+        assert connection.execute(query).fetchone() == (0,)
+
+
+def test_a_daemon_that_migrates_for_long_is_waited_for(database, monkeypatch):
+    """Killing it would roll everything back, and the next start would begin anew."""
+    old_database.make(database)
+    assert is_older(database)
+    begun = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "START_S", 0.3)
+        patch.setattr(lifecycle, "is_older", lambda _: time.monotonic() < begun + 1.5)
+        patch.setattr(lifecycle, "_spawn", lambda *_: subprocess.Popen(["sleep", "60"]))
+        with pytest.raises(DaemonError, match="did not answer"):
+            start_daemon(database)
+    assert time.monotonic() > begun + 1.5
+    assert start_daemon(database, 0.05).running
+    assert not is_older(database)
+    stop_daemon(database)

@@ -182,6 +182,14 @@ def test_a_long_backlog_goes_in_parts_of_whole_ticks(clock, writer):
     assert max(map(len, writer.batches)) <= BATCH_SAMPLES
 
 
+def test_what_the_store_itself_gave_up_is_counted_too(clock, writer):
+    """Its ring is not endless."""
+    sampler = make(clock, writer, Constant())
+    writer.dropped = 7
+    sampler.counts.samples_dropped = 1
+    assert sampler.dropped == 8
+
+
 def test_what_waits_at_the_end_is_counted_as_dropped(clock, writer):
     """Nobody is told that all is well."""
     sampler = make(clock, writer, Constant())
@@ -192,7 +200,7 @@ def test_what_waits_at_the_end_is_counted_as_dropped(clock, writer):
 
 
 def test_a_watch_ends_with_its_tree(clock, writer, proc):
-    """After the last process ended there are no more samples and the run is not watched."""
+    """After the last process ended it has a final row; no more samples, and no run is watched."""
     proc.add(10, rss=1000)
     sampler = make(clock, writer, ProcessCollector(clock), proc=proc, host=None)
     sampler.watch(10, "r-1")
@@ -201,7 +209,14 @@ def test_a_watch_ends_with_its_tree(clock, writer, proc):
     proc.remove(10)
     sampler.tick()
     assert sampler.watched == {}
-    assert len(writer.batches) == 1
+    assert len(writer.batches) == 2
+    assert {s.series.metric: s.value for s in writer.batches[1]} == {
+        "final_rss_bytes": 1000 * KIB,
+        "final_hwm_bytes": 1000 * KIB,
+    }
+    sampler.tick()
+    assert len(writer.batches) == 2
+    assert sampler._layouts._series.keys() <= {None}
 
 
 def test_a_process_that_is_not_there_cannot_be_watched(clock, writer, proc):

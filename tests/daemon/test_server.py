@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import socket
 import stat
 import struct
@@ -11,17 +13,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from factories import make_device, make_phase, make_plan, make_run, make_sample
+from memplan_daemon.access import Peer
 from memplan_daemon.clock import SystemClock
 from memplan_daemon.loop import Loop
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.server import Server
-from memplan_daemon.service import Service
+from memplan_daemon.service import Service, Session
 
 from memplan.errors import DaemonError, StoreError, StoreLockedError
+from memplan.serialize import to_dict
 from memplan.store.remote import MAX_FRAME_BYTES, DaemonClient, RemoteWriter, encode_frame
 
 
@@ -78,8 +83,16 @@ def reply(raw):
     return json.loads(data[4:])
 
 
-def test_the_socket_belongs_to_its_user_alone(server, path):
-    """Mode 0600 from the first moment."""
+@pytest.fixture
+def open_umask():
+    """Nothing is masked."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_the_socket_belongs_to_its_user_alone(open_umask, server, path):
+    """Mode 0600 from the first moment, whatever the umask."""
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -147,6 +160,8 @@ def test_the_stores_own_error_comes_back_with_its_hint(server, path, writer, kep
         b'{"op": "save_plan"}',
         b'{"op": "save_run", "run": {"schema": "memplan.run/1"}}',
         b'{"op": "save_run", "run": {"schema": "memplan.plan/1"}}',
+        b'{"op": "save_run", "run": {"schema": "memplan.run/99"}}',
+        b'{"op": "ping\xc3"}',
         b'{"op": "save_phases", "phases": {}}',
         b'{"op": "save_devices", "devices": [1]}',
         b'{"op": "write_samples", "samples": [["r", "tree", "rss_bytes", 1]]}',
@@ -180,9 +195,25 @@ def test_a_bug_in_a_writer_does_not_end_the_server(raw, writer):
     assert reply(raw)["ok"] is True
 
 
-def test_a_huge_request_gets_an_error_and_its_connection_is_closed(raw, client):
+def test_random_frames_are_answered_with_errors_and_the_next_one_as_ever(raw, writer):
+    """Noise, and requests of which one byte is another one."""
+    noise = random.Random(21)
+    good = json.dumps({"op": "save_devices", "devices": [to_dict(make_device())]}).encode()
+    for number in range(600):
+        body = bytearray(noise.randbytes(noise.randrange(200)) if number % 2 else good)
+        if body:
+            body[noise.randrange(len(body))] = noise.randrange(256)
+        raw.sendall(struct.pack(">I", len(body)) + body)
+        answer = reply(raw)
+        assert answer["ok"] or answer["error"]["message"]
+    raw.sendall(encode_frame({"op": "ping"}))
+    assert reply(raw)["ok"] is True
+
+
+@pytest.mark.parametrize("size", [MAX_FRAME_BYTES + 1, 2**30, 2**32 - 1])
+def test_a_huge_request_gets_an_error_and_its_connection_is_closed(raw, client, size):
     """Nothing of it is read; others go on."""
-    raw.sendall(struct.pack(">I", MAX_FRAME_BYTES + 1) + b"x")
+    raw.sendall(struct.pack(">I", size) + b"x")
     assert "larger than" in reply(raw)["error"]["message"]
     assert raw.recv(10) == b""
     assert client.status()["kind"] == "daemon"
@@ -217,6 +248,21 @@ def test_a_request_that_never_arrives_is_given_up(server, path, monkeypatch):
         slow.connect(str(path))
         slow.sendall(struct.pack(">I", 1000) + b"half")
         assert slow.recv(10) == b""
+
+
+def test_a_request_that_drips_is_given_up_though_it_never_pauses(server, path, monkeypatch):
+    """A byte every twentieth of a second: the time counts from the first one."""
+    monkeypatch.setattr("memplan_daemon.server.SLOWEST_REQUEST_S", 0.5)
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(str(path))
+        slow.sendall(struct.pack(">I", 1000))
+        begin = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() - begin < 10:
+                slow.sendall(b"x")
+                time.sleep(0.05)
+    took_s = time.monotonic() - begin
+    assert 0.3 < took_s < 10
 
 
 def test_unfinished_requests_may_not_fill_the_memory(server, path, client, monkeypatch):
@@ -286,6 +332,47 @@ def test_a_dead_socket_is_replaced_and_a_file_is_not(path, writer):
     with pytest.raises(DaemonError, match="in the way"):
         listen(path, writer)
     assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("target", ["file", "socket", "nothing"])
+def test_a_link_where_the_socket_should_be_is_not_followed(path, writer, target):
+    """Somebody could lead us anywhere by it; what it leads to stays as it is."""
+    place = path.with_name("elsewhere")
+    with socket.socket(socket.AF_UNIX) as other:
+        if target == "socket":
+            other.bind(str(place))
+        elif target == "file":
+            place.write_text("precious")
+        path.symlink_to(place)
+        with pytest.raises(DaemonError, match="in the way"):
+            listen(path, writer)
+    assert path.is_symlink()
+    assert place.exists() == (target != "nothing")
+
+
+def test_a_process_of_another_user_is_not_watched_for_somebody(proc, writer, monkeypatch):
+    """By the owner that the kernel names; the daemon's own user may watch its own, root all."""
+    proc.add(4711, rss=1, uid=1001)
+    proc.add(4712, rss=1, uid=1000)
+    clock = SystemClock()
+    sampler = Sampler(clock=clock, collectors=(), writer=writer, interval_s=1, proc=proc.folder)
+    service = Service(
+        writer=writer,
+        sampler=sampler,
+        clock=clock,
+        database="x",
+        kind="daemon",
+        stop=None,
+        proc=proc.folder,
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    owner, root = Session(Peer(pid=1, uid=1000)), Session(Peer(pid=1, uid=0))
+    with pytest.raises(DaemonError, match="belongs to another user"):
+        service.handle({"op": "watch", "pid": 4711, "run_id": "r-1"}, owner)
+    service.handle({"op": "watch", "pid": 4712, "run_id": "r-2"}, owner)
+    service.handle({"op": "watch", "pid": 4711, "run_id": "r-3"}, root)
+    assert sampler.watched == {"r-2": 4712, "r-3": 4711}
+    sampler.close()
 
 
 GUEST = """

@@ -132,6 +132,8 @@ def test_a_run_grows_shrinks_and_ends_with_its_last_process(world, proc):
     assert world.groups() == []
     assert [run.status for run in world.writer.saved] == ["running", "finished"]
     assert world.writer.saved[-1].ended_ns is not None
+    final = [s.series.entity for s in world.writer.samples if s.series.metric == "final_rss_bytes"]
+    assert sorted(final) == ["process:10", "process:11", "process:12"]
 
 
 def test_a_process_that_moves_into_a_group_is_found_later(world, proc):

@@ -9,14 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engines import cluster, new_database
-
-
-@pytest.fixture(scope="session")
-def postgresql():
-    """A cluster's folder."""
-    with cluster() as folder:
-        yield folder
+from postgres import new_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

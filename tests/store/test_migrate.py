@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 
+import old_database
 import pytest
 import workers
 from factories import make_device, make_phase, make_plan, make_run
 
-from memplan.errors import StoreError, StoreLockedError, StoreVersionError
+from memplan.errors import StoreError, StoreFullError, StoreLockedError, StoreVersionError
 from memplan.serialize import dumps
 from memplan.store.migrate import HEAD, copy_path
 from memplan.store.reader import StoreReader
 from memplan.store.writer import LocalWriter
 from memplan.types import Sample, Series
-
-MAKE_OLD = """
-import sys
-import sqlalchemy
-from alembic import command
-from alembic.config import Config
-from memplan.store.engine import writer_engine
-
-engine = writer_engine(sys.argv[1])
-with engine.connect() as connection, connection.begin():
-    config = Config()
-    config.set_main_option("script_location", "memplan_migrations:")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
-engine.dispose()
-"""
 
 UPGRADE = """
 import sys
@@ -54,7 +40,7 @@ SERIES = [
 
 def make_old(database, ticks=150):
     """Make a database of the first layout, as that version wrote it; return its samples."""
-    subprocess.run([sys.executable, "-c", MAKE_OLD, str(database)], check=True)
+    old_database.make(database)
     samples = []
     connection = sqlite3.connect(database)
     with connection:
@@ -174,6 +160,23 @@ def test_an_old_writer_that_still_runs_is_not_migrated_under(tmp_path):
     assert old_is_whole(database) == ("0001", len(samples))
 
 
+def test_a_new_database_is_what_all_revisions_make(tmp_path):
+    """It is made without Alembic, which takes longer to import than all the rest."""
+
+    def schema(database):
+        with closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute("SELECT type, name, sql FROM sqlite_master")
+            made = {(kind, name): " ".join((sql or "").split()) for kind, name, sql in rows}
+            return made, connection.execute("SELECT version_num FROM alembic_version").fetchall()
+
+    LocalWriter(tmp_path / "new.db").close()
+    old_database.make(tmp_path / "upgraded.db", "head")
+    assert schema(tmp_path / "new.db") == schema(tmp_path / "upgraded.db")
+    made = "import sys; from memplan.store.writer import LocalWriter; LocalWriter(sys.argv[1])"
+    program = f"{made}; sys.exit('alembic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "newer.db")], check=True)
+
+
 def test_two_upgraders_at_once_leave_one_new_database(tmp_path):
     """One wins the lock; the other finds it done, or is told to wait."""
     database = tmp_path / "m.db"
@@ -188,6 +191,48 @@ def test_two_upgraders_at_once_leave_one_new_database(tmp_path):
     for child, text in zip(both, said, strict=True):
         assert child.returncode == 0 or "StoreLockedError" in text
     assert_all_there(database, samples)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_disk_that_is_really_full_leaves_the_old_database(tmp_path):
+    """Room for nothing, for the copy only, for half of the tables: the old one; then the new."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "memplan-test", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        database = disk / "m.db"
+        samples = make_old(database, 2000)
+        size = database.stat().st_size
+        refused = 0
+        for room in (4096, size + 64 * 1024, 2 * size, 3 * size):
+            filler = fill(disk, room)
+            try:
+                LocalWriter(database).close()
+            except StoreFullError:
+                refused += 1
+            filler.unlink()
+            if version(database) == "0001":
+                assert old_is_whole(database) == ("0001", len(samples))
+            assert list(disk.glob("*.part")) == []
+            if version(database) == HEAD:
+                break
+        assert refused >= 2, "one without a copy, one without tables"
+        LocalWriter(database).close()
+        assert_all_there(database, samples)
+        assert old_is_whole(copy_path(database)) == ("0001", len(samples))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk, leave):
+    """Take all space but some bytes with a file, and return it."""
+    filler = disk / "filler"
+    room = os.statvfs(disk)
+    with filler.open("wb") as file:
+        file.write(bytes(max(room.f_bavail * room.f_frsize - leave, 0)))
+    return filler
 
 
 def test_a_full_disk_leaves_the_old_database(tmp_path):

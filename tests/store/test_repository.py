@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import random
 import sqlite3
 
 import pytest
 from factories import T0, make_device, make_phase, make_plan, make_run, make_sample
 
-from memplan.errors import NotStoredError, StoreError, StoreLockedError, UsageError
+from memplan.errors import (
+    NotStoredError,
+    StoreError,
+    StoreLockedError,
+    StoreMissingError,
+    UsageError,
+)
 from memplan.store import queries
 from memplan.store.append import BLOCK_INSTANTS
 from memplan.store.reader import StoreReader
@@ -299,7 +306,7 @@ def test_the_machine_has_a_number_and_a_name(anywhere):
 
 def test_a_database_that_cannot_hold_every_text_is_refused(postgresql):
     """SQL_ASCII gives bytes for text."""
-    from engines import new_database
+    from postgres import new_database
 
     with pytest.raises(StoreError, match="SQL_ASCII") as caught:
         LocalWriter(new_database(postgresql, "SQL_ASCII"))
@@ -316,3 +323,44 @@ def test_the_ring_is_bounded(tmp_path, monkeypatch):
         writer.flush()
         with StoreReader(tmp_path / "m.db") as reader:
             assert [s.value for s in reader.samples(None).samples] == list(range(15, 25))
+
+
+def test_a_reader_that_refuses_a_database_leaves_no_connection_behind(postgresql):
+    """An empty one is tried again and again by whoever waits for it."""
+    import psycopg
+    from postgres import new_database
+
+    url = new_database(postgresql)
+    name = url.partition("@/")[2].partition("?")[0]
+    for _ in range(3):
+        with pytest.raises(StoreMissingError):
+            StoreReader(url)
+    with psycopg.connect(f"host={postgresql} user=memplan dbname=postgres") as admin:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+        assert admin.execute(query, (name,)).fetchone() == (0,)
+
+
+@pytest.mark.parametrize("seconds", [30, 45, 90, 130, 200, 260, 700])
+def test_wide_windows_show_every_peak_at_its_own_time_however_they_are_read(anywhere, seconds):
+    """By samples, minutes or blocks: no sample is lost or counted twice, and no peak moves."""
+    dice, ticks = random.Random(seconds), 10 * BLOCK_INSTANTS + 37
+    series = Series(run_id=None, entity="host", metric="used_bytes")
+    samples = [
+        Sample(series=series, t_ns=T0 + i * NS, value=dice.randrange(1 << 40)) for i in range(ticks)
+    ]
+    with LocalWriter(anywhere) as writer:
+        for begin in range(0, ticks, 10):
+            writer.write_samples(samples[begin : begin + 10])
+    since, until, width = T0 - 3 * NS, T0 + (ticks + 5) * NS, seconds * NS
+    buckets = -(-(until - since) // width)
+    with StoreReader(anywhere) as reader:
+        (curve,) = reader.curves(None, since_ns=since, until_ns=until, buckets=buckets)
+    assert sum(bucket.n for bucket in curve.buckets) == ticks
+    assert max(b.high for b in curve.buckets) == max(s.value for s in samples)
+    assert min(b.low for b in curve.buckets) == min(s.value for s in samples)
+    when = {sample.t_ns: sample.value for sample in samples}
+    for bucket in curve.buckets:
+        assert when[bucket.high_t_ns] == bucket.high
+        assert bucket.t_ns <= bucket.high_t_ns < bucket.t_ns + curve.width_ns
+    total = sum(bucket.mean * bucket.n for bucket in curve.buckets)
+    assert total == pytest.approx(sum(sample.value for sample in samples))

@@ -281,6 +281,35 @@ def test_a_failed_write_keeps_what_was_committed_and_the_next_one_works(writer, 
     assert len(reader.samples("r-1").samples) == 5001
 
 
+def test_numbers_that_a_failed_write_gave_away_are_read_anew(writer, reader, monkeypatch):
+    """Also when that fails, too: a series must not be written under a number that nobody knows."""
+    from memplan.store import connection
+
+    writer.write_samples([make_sample(1)])
+    real = connection.SampleLog.append
+    monkeypatch.setattr(
+        connection.SampleLog,
+        "append",
+        lambda self, c, samples: (real(self, c, samples), 1 / 0),
+    )
+    with pytest.raises(ZeroDivisionError):
+        writer.write_samples([make_sample(2, entity="process:7")])
+    monkeypatch.undo()
+
+    def fails(*_):
+        raise StoreError("no reading, either")
+
+    monkeypatch.setattr(connection, "SampleLog", fails)
+    with pytest.raises(StoreError, match="either"):
+        writer.write_samples([make_sample(3, entity="process:7")])
+    monkeypatch.undo()
+    writer.write_samples([make_sample(4, entity="process:7", seconds=1)])
+    assert [(s.series.entity, s.value) for s in reader.samples("r-1").samples] == [
+        ("tree", 1),
+        ("process:7", 4),
+    ]
+
+
 def test_a_run_whose_sampler_died_is_marked_as_lost(database):
     """By the next writer on the same host; it ended with its last sample."""
     import platform

@@ -33,8 +33,24 @@ def start(work, *arguments):
     return process, ours
 
 
+def announced(said, name, work):
+    """Return a function that says when it begins and when it has ended."""
+
+    def wrapped(*arguments, **named):
+        said.send(f"in {name}")
+        try:
+            return work(*arguments, **named)
+        finally:
+            said.send(f"out of {name}")
+
+    return wrapped
+
+
 def write(said, database, begin_ns, busy):
-    """Write one instant after the other and say its number once it is safe."""
+    """Write one instant after the other and say its number once it is safe.
+
+    What it is busy with is done often, and announced.
+    """
     first = begin_ns // NS % 10**6
     now = first
     series = [Series(run_id=None, entity=f"process:{i}", metric="rss_bytes") for i in range(8)]
@@ -43,14 +59,18 @@ def write(said, database, begin_ns, busy):
         policy=Policy(raw_ns=100 * NS if busy == "retention" else 10**6 * HOUR_NS),
         now_ns=lambda: begin_ns + now * NS,
     )
+    checkpoint = announced(said, "checkpoint", writer.checkpoint)
+    retention = announced(said, "retention", writer.keep_house)
+    if busy == "roll-up":
+        writer._pack = announced(said, "roll-up", writer._pack)
     for now in itertools.count(first):
         writer.write_samples(
             [Sample(series=s, t_ns=begin_ns + now * NS, value=now) for s in series]
         )
-        if busy == "checkpoint":
-            writer.checkpoint()
+        if busy == "checkpoint" and now % 5 == 0:
+            checkpoint()
         if busy == "retention" and now % 20 == 0:
-            writer.keep_house()
+            retention()
         said.send(now)
 
 
@@ -72,6 +92,23 @@ def migrate_and_die(said, database, left, signs):
     said.send(left)
 
 
+def delete_and_die(said, database, run_id, left):
+    """Delete a run and die before the deleting statement that is one too many."""
+    with LocalWriter(database, policy=Policy(raw_ns=10**6 * HOUR_NS)) as writer:
+        said.send("open")
+
+        @sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
+        def count(_connection, _cursor, statement, *_rest):
+            nonlocal left
+            if statement.lstrip().upper().startswith("DELETE"):
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        while writer.delete_run(run_id):
+            pass
+
+
 def ship_ticks(said, name, database, url, ticks):
     """Write ticks and ship what is packed, in very small batches; says each that has arrived."""
     ship.BATCH = 3
@@ -83,7 +120,7 @@ def ship_ticks(said, name, database, url, ticks):
             writer.write_samples(
                 [Sample(series=s, t_ns=t_ns, value=i + n) for n, s in enumerate(series)]
             )
-            if i % 120 == 0 and (upto := shipper.step()) is not None:
+            if i % 120 == 0 and (upto := shipper.step().upto) is not None:
                 said.send("sent")
                 writer.shipped(upto)
         ship.ship_all(shipper, writer.shipped)

@@ -106,6 +106,19 @@ async def test_runs_are_filtered_sorted_marked_and_opened(database):
         await until(app, "Compare   run r-0")
 
 
+async def test_compare_without_a_run_says_how_to_choose_one(tmp_path):
+    """The machine itself is shown, and runs are there."""
+    path = tmp_path / "m.db"
+    fill(path)
+    app = app_on(path, now_ns=lambda: T0 + 121 * S)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(app, "this machine")
+        await pilot.press("3")
+        await until(app, "o selects the newest one")
+        await pilot.press("o")
+        await until(app, "by part")
+
+
 async def test_a_machine_of_the_fleet_opens_its_runs(database):
     """With its name as the filter."""
     app = app_on(database)

@@ -116,3 +116,11 @@ def test_keys_are_moved_by_the_config(home, capsys):
     file.write_text("[keys]\napp.pause = 3\n")
     assert run(["tui", "--keys"]) == 2
     assert "app.pause" in capsys.readouterr().err
+
+
+def test_a_replays_keys_come_first_in_its_footer():
+    """At 80 columns there is room for them, for help and for the way out."""
+    line = "".join(piece for piece, _ in footer("live", {}, 78, replay=True))
+    for words in ("space Play", "r To now", "< Step back", "p Peak", "g Go to", "? Help", "q Quit"):
+        assert words in line
+    assert "space Hold" in "".join(piece for piece, _ in footer("live", {}, 78))

@@ -18,7 +18,7 @@ from memplan_tui.themes import DEFAULT, TERMINAL, THEMES, choose, role_styles
 from memplan_tui.tracks import Track, Tracks
 from memplan_tui.views.layers import layer_homes, layer_map
 from memplan_tui.views.states import note
-from memplan_tui.views.words import Look, ago, number, sampler
+from memplan_tui.views.words import Look, ago, command_line, number, sampler
 from tui_stage import big_plan
 
 from memplan.cli.main import run
@@ -59,6 +59,7 @@ def test_what_is_not_available_is_not_zero():
     [
         (None, "nothing sampled yet", True),
         (T0 - 2 * S, "sampling", False),
+        (T0 - 21 * S, "sampling", False),
         (T0 - 37 * S, "last sample 37 s ago", True),
     ],
 )
@@ -68,6 +69,26 @@ def test_a_stale_sampler_is_said_to_be_stale(last, words, command):
     assert sampler(snapshot)[0].startswith(words)
     said = note(snapshot)
     assert ("memplan daemon start" in text([said or []])) == command
+
+
+def test_what_the_sampler_does_is_said_on_the_live_screen_alone():
+    """A finished run beside its plan needs no daemon."""
+    snapshot = Snapshot(state="ok", now_ns=T0, last_sample_ns=T0 - 99 * S)
+    assert note(snapshot) is not None
+    assert note(snapshot, need="compare") is None
+
+
+def test_a_lost_database_says_first_what_is_shown():
+    """The reason comes last: it is what a narrow window cuts."""
+    kept = Snapshot(state="missing", kept=True, now_ns=T0, reason="there is no " + "x" * 99)
+    assert "Database gone. Shown is what was read at " in text([note(kept, need="runs")])[:60]
+
+
+def test_a_command_is_shown_without_the_folder_of_its_program():
+    """Sixty characters of a virtual environment tell nobody anything."""
+    run = make_run(command=("/opt/venv/bin/python", "-m", "train", "/data/x y"))
+    assert command_line(run) == "python -m train '/data/x y'"
+    assert command_line(make_run(command=())) == "''"
 
 
 def test_one_memory_for_cpu_and_gpu_is_said_once():
@@ -169,22 +190,6 @@ def test_thinning_keeps_peak_and_count(values):
     assert peak.count == len(values)
 
 
-def test_only_new_samples_are_read(tmp_path):
-    """The cursor moves; the curve grows by what is new."""
-    path = tmp_path / "m.db"
-    going = {"status": "running", "ended_ns": None, "exit_code": None}
-    with LocalWriter(path) as writer:
-        writer.save_run(make_run(plan_id=None, **going))
-        writer.write_samples([make_sample(5)])
-        source = Poller(path, open_reader=StoreReader, now_ns=lambda: T0 + 9 * S)
-        assert source.poll().detail.history["cpu"] == ((T0, 5),)
-        cursor = source._cursor
-        writer.write_samples([make_sample(7, seconds=1)])
-        assert source.poll().detail.history["cpu"] == ((T0, 5), (T0 + S, 7))
-        assert source._cursor > cursor
-    source.close()
-
-
 def test_a_longer_window_has_the_machines_older_samples(tmp_path):
     """In buckets, their extremes kept; new samples then follow one by one."""
     path = tmp_path / "m.db"
@@ -226,6 +231,16 @@ def test_plain_prints_the_same_facts_and_ends(home, capsys):
     out = capsys.readouterr().out
     assert "620.0" in out
     assert not any(char in out for char in "█─╌⣀")
+
+
+def test_a_first_screen_loads_no_types_of_plans():
+    """They take longer to make than all else of ours."""
+    words = ["memplan.cli.tui", "memplan.cli.whatif", "memplan_tui.app", "memplan.store.reader"]
+    code = f"import sys, {', '.join(words)}; print([m for m in sys.modules if 'types.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "memplan.types.run" in done.stdout
+    for later in ("plan", "model", "workload"):
+        assert f"memplan.types.{later}" not in done.stdout
 
 
 def dashboard(**environ):

@@ -110,7 +110,7 @@ class PlanScreen(Page):
         name = "seq" if option == "context" and "seq" in now else option
         values = list(planner.choices(plan).get(name, ()))
         if not values:
-            self._error = tr("This plan has no such choice.")
+            self._error = tr("Not to be chosen in this plan: {option}").format(option=option)
             self.show()
             return
         value = self._changes.get(name, now[name])
@@ -133,7 +133,7 @@ class PlanScreen(Page):
         try:
             made = planner.replan(plan, changes) if changes else None
         except MemplanError as error:
-            problem = str(error)
+            problem = tr("Cannot plan that: {why}").format(why=error)
         self.app.call_from_thread(self._answer, changes, made, problem)
 
     def _answer(self, changes: dict[str, str], made: Plan | None, problem: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memplan_tui.lines import Line, fitted, heading
+from memplan_tui.lines import Line, heading
 from memplan_tui.messages import Points, Snapshot
 from memplan_tui.text import tr
 from memplan_tui.tracks import Window
 from memplan_tui.views.words import Look, clock, size, words
 
-from memplan.chart import Axis, Chart, Glyphs, Row
+from memplan.chart import Axis, Chart, Glyphs, Row, columns
 
 __all__ = ["Curve", "axis_ends", "charts", "curves"]
 
@@ -21,7 +21,7 @@ KEPT_CHARTS = 24
 """Drawn charts that are kept for the next tick."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Curve:
     """One device's curve, and what it is held against."""
 
@@ -68,11 +68,12 @@ def curves(snapshot: Snapshot) -> list[Curve]:
     ]
 
 
-def axis_ends(snapshot: Snapshot, window_ns: int | None) -> tuple[int, int]:
+def axis_ends(snapshot: Snapshot, window_ns: int | None, columns: int) -> tuple[int, int]:
     """Return the times at the edges: the same for every device.
 
     While time goes on the right edge moves in fiftieths of the whole: what is drawn then stays
-    where it is for a while, and only its end is painted again.
+    where it is for a while, and only its end is painted again. A window that is full moves by
+    whole cells, so that its charts are moved rather than drawn anew.
     """
     detail = snapshot.detail
     end = snapshot.now_ns
@@ -81,11 +82,15 @@ def axis_ends(snapshot: Snapshot, window_ns: int | None) -> tuple[int, int]:
     begins = [points[0][0] for points in snapshot.machine.history.values() if points]
     start = detail.run.started_ns if detail is not None else min(begins, default=end)
     whole = min(end - start, window_ns) if window_ns is not None else end - start
-    if detail is None or detail.run.ended_ns is None:
-        step = max(whole // 50, 10**9)
+    if detail is not None and detail.run.ended_ns is not None:
+        return min(end - whole, end - 10**9), end
+    step = max(whole // 50, 10**9)
+    if whole == window_ns and columns:
+        column = -(-whole // columns)
+        step, whole = 4 * column * -(-step // (4 * column)), column * columns
         end = -(-end // step) * step
-    if window_ns is not None:
-        start = max(start, end - window_ns)
+        return end - whole, end
+    end = -(-end // step) * step
     return min(start, end - 10**9), end
 
 
@@ -98,14 +103,14 @@ def charts(snapshot: Snapshot, look: Look, width: int, height: int) -> list[Line
     first = look.device % len(found)
     found = found[first:] + found[:first]
     count = min(max((height - 1) // LEAST, 1), len(found))
-    start, end = axis_ends(snapshot, look.window_ns)
+    start, end = axis_ends(snapshot, look.window_ns, columns(width, look.style, words()))
     lines: list[Line] = []
     for i, curve in enumerate(found[:count]):
         rows = (height - 1 - len(lines)) // (count - i)
         last = i == count - 1
         lines.append(_head(curve, look, width, hidden=len(found) - count if not i else 0))
         lines += _body(curve, look, (start, end), width, rows - 1 + last, floor=last)
-    return [fitted(line, width) for line in lines[:height]]
+    return lines[:height]
 
 
 def _head(curve: Curve, look: Look, width: int, *, hidden: int) -> Line:
@@ -148,12 +153,13 @@ def _drawn(
     curve: Curve, axis: Axis, width: int, rows: int, style: Glyphs, *, floor: bool
 ) -> list[Row]:
     """Return a chart's rows; where its curve only went on, only the new points are drawn."""
-    key = (curve.device, axis, width, rows, style.name, floor)
+    levels = (axis.plan, axis.low, axis.high, axis.capacity)
+    key = (curve.device, *levels, axis.unit, axis.words, width, rows, style.name, floor)
     points, known = curve.points, _DRAWN.pop(key, None)
     more = None
     if known is not None and isinstance(points, Window) and isinstance(known[0], Window):
         more = points.after(known[0])
-    if known is None or more is None:
+    if known is None or more is None or not known[1].move(axis):
         chart = Chart(axis, width=width, height=rows, style=style, floor=floor)
         chart.add(points)
     else:

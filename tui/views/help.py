@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memplan_tui.keys import KEYS, Key, key_name, of_screen
-from memplan_tui.lines import Line, heading, wrapped
+from memplan_tui.lines import Line, beside, heading, wrapped
 from memplan_tui.text import tr
 
 __all__ = ["help_lines"]
@@ -55,7 +55,10 @@ def _keys(keys: tuple[Key, ...], moved: Mapping[str, str], width: int) -> list[L
         text = wrapped(tr(key.sentence), room - 9)
         first: Line = [(f"{key_name(key, moved):<9}", "key"), *text[0]]
         cells += [first, *([(" " * 9, ""), *line] for line in text[1:])]
-    return cells
+    if width < _WIDE:
+        return cells
+    half = -(-len(cells) // 2)
+    return beside(cells[:half], room, cells[half:], gap=4)
 
 
 def _signs(width: int) -> list[Line]:

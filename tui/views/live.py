@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from memplan_tui.lines import Cell, Column, Line, beside, cut, heading, table
@@ -13,6 +12,7 @@ from memplan_tui.views.parts import measured_parts
 from memplan_tui.views.words import (
     Look,
     clock,
+    command_line,
     gap,
     judged,
     lasting,
@@ -173,7 +173,7 @@ def _facts(detail: Detail | None, width: int) -> list[Line]:
     run = detail.run
     end = max((points[-1][0] for points in detail.history.values()), default=run.started_ns)
     facts = [
-        (tr("command"), cut(shlex.join(run.command), width - 12)),
+        (tr("command"), cut(command_line(run), width - 12)),
         (tr("started"), clock(run.started_ns, day=True)),
         (tr("lasted"), lasting(run.started_ns, run.ended_ns or end)),
         (tr("host"), run.host),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from memplan_tui.lines import Cell, Column, Line, bar, heading, table
 from memplan_tui.messages import Detail
 from memplan_tui.text import tr
 from memplan_tui.views.words import Look, band, gap, number, part_name
 
-from memplan.types import Basis, Plan
+from memplan.types import Basis
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["basis_name", "measured_parts", "part_table"]
 

@@ -14,16 +14,21 @@ from memplan_tui.views.words import (
     ago,
     band,
     clock,
+    command_line,
     gap,
     judged,
     lasting,
     number,
     run_state,
+    short_day,
 )
 
 from memplan.types import Run
 
 __all__ = ["SORTS", "fleet_screen", "ordered", "runs_screen", "side_by_side"]
+
+_DATED = 120
+"""From this width on the year is told."""
 
 SORTS = ("started", "length", "status", "peak", "command")
 """What the history can be sorted by."""
@@ -88,7 +93,8 @@ def runs_screen(
     title = tr("{n} of {all} runs").format(n=len(shown), all=len(snapshot.runs))
     first = max(0, min(cursor - (room - 3) // 2, len(shown) - (room - 2)))
     page = shown[first : first + room - 2]
-    rows = [_row(run, snapshot, look, run.id in marked) for run in page]
+    day = width >= _DATED
+    rows = [_row(run, snapshot, look, run.id in marked, day=day) for run in page]
     lines = [heading(title, width, note)]
     lines += table(_columns(look), rows, width, cursor=cursor - first)
     if not shown:
@@ -100,7 +106,7 @@ def _columns(look: Look) -> list[Column]:
     return [
         Column(label="", width=1, right=False),
         Column(label=tr("run"), width=8, right=False),
-        Column(label=tr("started"), width=19, right=False, drop=2),
+        Column(label=tr("started"), width=11, right=False, drop=2),
         Column(label=tr("lasted"), width=7),
         Column(label=tr("status"), width=8, right=False),
         Column(label=tr("peak") + f" {look.unit}", width=8),
@@ -110,7 +116,14 @@ def _columns(look: Look) -> list[Column]:
     ]
 
 
-def _row(run: Run, snapshot: Snapshot, look: Look, is_marked: bool) -> list[Cell]:  # noqa: FBT001
+def _row(
+    run: Run,
+    snapshot: Snapshot,
+    look: Look,
+    is_marked: bool,  # noqa: FBT001
+    *,
+    day: bool,
+) -> list[Cell]:
     states = {
         "running": (tr("running"), "good"),
         "finished": (tr("finished"), ""),
@@ -120,13 +133,13 @@ def _row(run: Run, snapshot: Snapshot, look: Look, is_marked: bool) -> list[Cell
     return [
         ("▸" if is_marked else "", "bold"),
         run.id,
-        (clock(run.started_ns, day=True), "dim"),
+        (clock(run.started_ns, day=True) if day else short_day(run.started_ns), "dim"),
         lasting(run.started_ns, run.ended_ns or snapshot.now_ns),
         states[run.status],
         (number(snapshot.peaks.get(run.id), look.unit), "measured"),
         (run.plan_id or tr("no plan"), "dim"),
         (run.host, "dim"),
-        shlex.join(run.command),
+        command_line(run),
     ]
 
 
@@ -155,7 +168,7 @@ def side_by_side(details: Sequence[Detail], look: Look, width: int) -> list[Line
 def _facts(detail: Detail, unit: str) -> dict[str, tuple[str, int | None]]:
     run, plan = detail.run, detail.plan
     facts: dict[str, tuple[str, int | None]] = {
-        tr("command"): (shlex.join(run.command), None),
+        tr("command"): (command_line(run), None),
         tr("status"): (run_state(detail), None),
         tr("lasted"): (lasting(run.started_ns, run.ended_ns or run.started_ns), None),
         tr("plan"): (f"{plan.model.name} {plan.id or ''}" if plan else tr("no plan"), None),

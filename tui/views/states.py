@@ -40,6 +40,8 @@ def empty(snapshot: Snapshot, width: int, *, need: str = "live") -> list[Line] |
     if snapshot.state == "reading":
         return [[(tr("Reading the database ..."), "dim")]]
     blank: Line = [("", "")]
+    if snapshot.state == "ok" and need == "compare" and snapshot.runs:
+        return _choose(width)
     if snapshot.state == "ok":
         return [*_nothing(need, width), blank, *(_plans() if need == "plan" else _ways())]
     titles = {
@@ -83,6 +85,14 @@ def _nothing(need: str, width: int) -> list[Line]:
     return wrapped(tr("No run has been stored yet."), width, "title")
 
 
+def _choose(width: int) -> list[Line]:
+    return [
+        *wrapped(tr("No run is selected."), width, "title"),
+        [("", "")],
+        *wrapped(tr("o selects the newest one; on the screen Runs, enter opens any."), width),
+    ]
+
+
 def _plans() -> list[Line]:
     return _commands(
         (tr("Make one:"), "memplan plan llama-3.1-8b --device 24GiB --save"),
@@ -90,15 +100,21 @@ def _plans() -> list[Line]:
     )
 
 
-def note(snapshot: Snapshot, *, replay: bool = False) -> Line | None:
-    """Return the one thing a reader must know about what is on the screen; None = nothing."""
+def note(snapshot: Snapshot, *, need: str = "live", replay: bool = False) -> Line | None:
+    """Return the one thing a reader must know about what is on the screen; None = nothing.
+
+    Args:
+        snapshot: what is known.
+        need: as of `empty`; what the sampler does now is said on the Live screen.
+        replay: is one played.
+    """
     if snapshot.kept:
-        words = tr("Database {state}: {reason}. Shown is what was read at {time}.")
+        words = tr("Database {state}. Shown is what was read at {time}: {reason}")
         text = words.format(
             state=state_name(snapshot.state), reason=snapshot.reason, time=clock(snapshot.now_ns)
         )
         return [(text, "bad")]
-    if snapshot.state != "ok" or replay:
+    if snapshot.state != "ok" or replay or need != "live":
         return None
     if snapshot.last_sample_ns is None:
         return [(tr("Nothing is sampling. Start it: memplan daemon start"), "warn")]

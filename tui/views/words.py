@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memplan_tui.lines import Line, Piece
 from memplan_tui.messages import FIRST_WINDOW_NS, Detail, Snapshot
 from memplan_tui.text import tr
 
 from memplan.chart import Glyphs, Words, glyphs
-from memplan.types import DeviceComparison, Plan
+from memplan.types import DeviceComparison, Run
 from memplan.units import UNITS
+
+if TYPE_CHECKING:
+    from memplan.types import Plan
 
 __all__ = ["WINDOWS", "Look", "ago", "clock", "gap", "headline", "judged", "number", "part_name"]
 
-STALE_NS = 10 * 10**9
-"""After this long without a sample the sampler is taken for gone."""
+STALE_NS = 30 * 10**9
+"""After this long without a sample the sampler is taken for gone: a daemon keeps what it read for
+ten seconds before it writes, and on a busy machine it samples less often."""
 
 WINDOWS: tuple[int | None, ...] = (60 * 10**9, FIRST_WINDOW_NS, 3600 * 10**9, None)
 """How far back curves go: one minute, ten, an hour, all."""
@@ -113,6 +119,11 @@ def clock(t_ns: int, *, day: bool = False) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S", time.localtime(t_ns / 1e9))
 
 
+def short_day(t_ns: int) -> str:
+    """Return a day of this year or so, and the time, where there is little room."""
+    return time.strftime("%m-%d %H:%M", time.localtime(t_ns / 1e9))
+
+
 def lasting(start_ns: int, end_ns: int) -> str:
     """Return a length of time."""
     seconds = max(end_ns - start_ns, 0) / 1e9
@@ -192,6 +203,12 @@ def plan_line(plan: Plan) -> str:
     size_ = work.context if work.task == "infer" else work.seq
     form = work.dtype if work.quant == "none" else work.quant
     return f"{plan.model.name} · {form} · {work.task} {work.batch} x {size_}"
+
+
+def command_line(run: Run) -> str:
+    """Return a run's command, of its program only the name."""
+    program, *words = run.command or ("",)
+    return shlex.join([program.rpartition("/")[2], *words])
 
 
 def join(pieces: list[Line], between: str) -> Line:
