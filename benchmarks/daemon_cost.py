@@ -2,7 +2,7 @@
 
     python benchmarks/daemon_cost.py [daemon] [scan] [disturbance] [agent]
 
-Without a word it does all, in some eight minutes. CPU times are those that the kernel charges, so a
+Without a word it does all, in some twelve minutes. CPU times are those that the kernel charges, so a
 busy machine changes them little. All daemons and peers run at the same time, at 1 Hz, on the same
 eight fake GPUs and 200 processes: every GPU's load and memory changes each second, and so does the
 memory of one process of each job. `make peers` installs psrecord, gpustat and nvitop-exporter into
@@ -33,8 +33,8 @@ from memplan.testing import FakeGpu, FakeNvml, ManualClock
 
 GPUS, PROCESSES, SCANNED = 8, 200, 10_000
 FIELDS = {"util": 37, "power": 250_000, "limit": 700_000, "temp": 54, "sm": 1980, "mem": 2619}
-WARM_S, WINDOW_S = 30.0, 120.0
-"""Two minutes hold two of everything that the daemon does once a minute."""
+WARM_S, WINDOW_S = 150.0, 240.0
+"""By then the first block of two minutes is packed; the window holds two more of them."""
 
 TARGET_GIB, BLOCK_S, QUADS, READ_S = 8.0, 0.2, 200, 0.1
 
