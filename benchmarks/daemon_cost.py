@@ -2,7 +2,7 @@
 
     python benchmarks/daemon_cost.py [daemon] [scan] [disturbance] [agent]
 
-Without a word it does all, in some twelve minutes. CPU times are those that the kernel charges, so a
+Without a word it does all, in twelve minutes. CPU times are those that the kernel charges, so a
 busy machine changes them little. All daemons and peers run at the same time, at 1 Hz, on the same
 eight fake GPUs and 200 processes: every GPU's load and memory changes each second, and so does the
 memory of one process of each job. `make peers` installs psrecord, gpustat and nvitop-exporter into
