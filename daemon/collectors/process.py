@@ -119,16 +119,15 @@ class ProcessCollector:
         processes = tuple(watch.members.values())
         small = len(processes) <= ALWAYS_IN_FULL
         statms = [None if small else process.statm() for process in processes]
-        if small or "medium" in watch.due or not state.is_same(processes, statms):
-            return self._read(state, watch, statms, full=small or "medium" in watch.due)
+        full = small or "medium" in watch.due
+        if full or not state.is_same(processes, statms):
+            state.processes, state.statms = processes, statms
+            return self._read(state, watch, full=full)
         denied = _denied(state, watch)
         return [*state.fast, *denied] if denied else state.fast
 
-    def _read(
-        self, state: _State, watch: Watch, statms: list[bytes | None], *, full: bool
-    ) -> list[Reading | Gap]:
+    def _read(self, state: _State, watch: Watch, *, full: bool) -> list[Reading | Gap]:
         """Return readings of processes that were read in full, or where they have moved."""
-        state.processes, state.statms = tuple(watch.members.values()), statms
         found = _read_members(state, watch.members, full=full)
         items: list[Reading | Gap] = []
         items += _ended(state, {watch.members[pid].label: found[pid] for pid in found})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from operator import attrgetter
 from typing import Any
 
@@ -19,12 +20,21 @@ from sqlalchemy import delete, func, insert, select
 from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
 from memplan.store.batch import Instant
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, InstantRow, Summary, merge, tick_frame
+from memplan.store.frame import (
+    HOUR_NS,
+    MINUTE_NS,
+    Frame,
+    InstantRow,
+    Summary,
+    by_period,
+    merge,
+    tick_frame,
+)
 from memplan.store.partition import DAY_NS
 from memplan.store.upsert import add_peaks, add_rollups, insert_many
 from memplan.types import Series
 
-__all__ = ["BLOCK_INSTANTS", "HOUR_NS", "MINUTE_NS", "SampleLog"]
+__all__ = ["BLOCK_INSTANTS", "HOUR_NS", "LOOKED_UP", "MINUTE_NS", "SampleLog"]
 
 BLOCK_INSTANTS = 120
 """Instants of a run that make a block."""
@@ -185,7 +195,9 @@ class SampleLog:
         number, day = self._next_block, frame.times[0] // DAY_NS
         self._next_block += 1
         minutes = frame.stretches(MINUTE_NS)
-        summaries = {series: _total(parts) for series, parts in minutes.items()}
+        summaries = {
+            series: reduce(merge, (part for _, part in parts)) for series, parts in minutes.items()
+        }
         chunks = [self._chunk(frame, i, summaries[i], number, day) for i in sorted(summaries)]
         version, data = codec.pack(codec.pack_times(frame.times, frame.seqs))
         size = len(data) + sum(len(chunk["data"]) for chunk in chunks)
@@ -233,17 +245,13 @@ class SampleLog:
     ) -> None:
         """Add a block's summaries to what is there: an hour's are made of its minutes'."""
         for table, period_ns in ROLLUPS:
-            found: dict[tuple[int, int], list[tuple[int, Summary]]] = {}
-            for series, parts in minutes.items():
-                for part in parts:
-                    period = part[0] * MINUTE_NS // period_ns
-                    found.setdefault((period, series), []).append(part)
+            found = by_period(minutes, MINUTE_NS, period_ns)
             rows = [
                 {
                     "host_id": self._host_id,
                     "period": period,
                     "series_id": series,
-                    **_numbers(_total(found[period, series]), _ROLLUP_NUMBERS),
+                    **_numbers(found[period, series], _ROLLUP_NUMBERS),
                 }
                 for period, series in sorted(found)
             ]
@@ -326,14 +334,6 @@ def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Yield the items in parts of a size (itertools has this from Python 3.12 on)."""
     for begin in range(0, len(items), size):
         yield items[begin : begin + size]
-
-
-def _total(parts: Sequence[tuple[int, Summary]]) -> Summary:
-    """Return the summary of stretches that follow one another."""
-    total = parts[0][1]
-    for _, part in parts[1:]:
-        total = merge(total, part)
-    return total
 
 
 def _numbers(summary: Summary, names: tuple[str, ...]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from memplan.store import queries
 from memplan.store.base import Bucket, Curve, Tier
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, SummaryRow
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, SummaryRow, summary_row
 from memplan.store.history import FIRST, Place, frames, ticks
 from memplan.types import Series
 
@@ -75,11 +75,7 @@ class _Filling:
                 times = frame.column_times(column)
                 stretches = self._stretches(times, from_ns)
             for begin, end in stretches:
-                values = column.values[begin:end]
-                high = max(values)
-                t_ns = times[begin + values.index(high)]
-                row = (series, end - begin, min(values), high, t_ns, sum(values), values[-1])
-                rows.append(row)
+                rows.append(summary_row(series, column.values[begin:end], times[begin:end]))
         self.add_rows(rows)
 
     def _stretches(self, times: list[int], from_ns: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from sqlalchemy import delete, func, select, text
 
 from memplan.errors import UsageError
 from memplan.store import queries, tables
-from memplan.store.append import HOUR_NS, MINUTE_NS, batched
+from memplan.store.append import HOUR_NS, LOOKED_UP, MINUTE_NS, batched
 from memplan.store.upsert import insert_new, replace_rows
 
 __all__ = ["AT_ONCE", "Kind", "begin", "erased", "hold_off", "is_there", "pending", "step"]
@@ -30,7 +30,6 @@ _LOCK_KEY = 0x6D706572
 
 _MARK = "erased:"
 _DONE = "done"
-_LOOKED_UP = 500
 
 
 def hold_off(connection: sqlalchemy.Connection, *, only_deletions: bool = False) -> None:
@@ -100,7 +99,7 @@ def pending(connection: sqlalchemy.Connection) -> str | None:
 def erased(connection: sqlalchemy.Connection, runs: Iterable[str]) -> set[str]:
     """Return which of some runs were deleted."""
     m, found = tables.meta.c, set()
-    for part in batched(sorted(runs), _LOOKED_UP):
+    for part in batched(sorted(runs), LOOKED_UP):
         query = select(m.key).where(m.key.in_([_MARK + run_id for run_id in part]))
         found |= {str(key).removeprefix(_MARK) for key in connection.execute(query).scalars()}
     return found
@@ -148,7 +147,7 @@ def _drop_minutes(
     }
     for host_id in hosts:
         query = select(s.id).where(s.host_id == host_id, s.run_id == run_id)
-        for ids in batched(list(connection.execute(query).scalars()), _LOOKED_UP):
+        for ids in batched(list(connection.execute(query).scalars()), LOOKED_UP):
             for table, those in periods.items():
                 connection.execute(
                     delete(table).where(

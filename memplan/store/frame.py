@@ -7,7 +7,7 @@ never depends on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter, sub
@@ -24,8 +24,10 @@ __all__ = [
     "InstantRow",
     "Summary",
     "SummaryRow",
+    "by_period",
     "merge",
     "summarize",
+    "summary_row",
     "tick_frame",
 ]
 
@@ -37,6 +39,13 @@ SummaryRow = tuple[int, int, int, int, int, float, int]
 
 InstantRow = tuple[int, tuple[int, ...], Sequence[int]]
 """An instant on its way into a frame: (time, ids of series, a value for each)."""
+
+
+def summary_row(series: int, values: Sequence[int], times: Sequence[int]) -> SummaryRow:
+    """Return values of a series and the times of their instants (same length, not empty)."""
+    high = max(values)
+    t_ns = times[values.index(high)]
+    return series, len(values), min(values), high, t_ns, sum(values), values[-1]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +113,24 @@ def merge(before: Summary, after: Summary) -> Summary:
     )
 
 
+def by_period(
+    stretches: Mapping[int, Iterable[tuple[int, Summary]]], each_ns: int, period_ns: int
+) -> dict[tuple[int, int], Summary]:
+    """Return (period number, series id) -> summary; a period is `period_ns` of wall clock.
+
+    Args:
+        stretches: as `Frame.stretches` returns them.
+        each_ns: their periods: these, or parts of them.
+        period_ns: the periods that are wanted.
+    """
+    found: dict[tuple[int, int], Summary] = {}
+    for series, parts in stretches.items():
+        for number, part in parts:
+            key = number * each_ns // period_ns, series
+            found[key] = merge(found[key], part) if key in found else part
+    return found
+
+
 @dataclass(slots=True, kw_only=True)
 class Frame:
     """Instants of one run and what was read at them."""
@@ -169,10 +196,7 @@ class Frame:
         if self._rows is None:
             self._rows = []
             for series, column in self.columns.items():
-                times, values = self.column_times(column), column.values
-                high = max(values)
-                t_ns = times[values.index(high)]
-                row = (series, len(values), min(values), high, t_ns, sum(values), values[-1])
+                row = summary_row(series, column.values, self.column_times(column))
                 self._rows.append(row)
         return self._rows
 
@@ -244,15 +268,6 @@ class Frame:
                 "a packed tick is shorter than it says", hint="memplan db repair"
             ) from error
         return cls(seqs=seqs, times=times, columns=columns)
-
-    def by_period(self, period_ns: int) -> dict[int, dict[int, Summary]]:
-        """Return period number -> series id -> summary; a period is `period_ns` of wall clock."""
-        found: dict[int, dict[int, Summary]] = {}
-        for series, parts in self.stretches(period_ns).items():
-            for period, part in parts:
-                rows = found.setdefault(period, {})
-                rows[series] = merge(rows[series], part) if series in rows else part
-        return found
 
     def stretches(self, period_ns: int) -> dict[int, list[tuple[int, Summary]]]:
         """Return series id -> (period number, summary) of neighbours in the same period.

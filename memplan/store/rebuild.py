@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Column, Frame, Summary
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Column, Frame, Summary, by_period
 
 __all__ = ["rebuild"]
 
@@ -84,5 +84,7 @@ def _summaries(
         if index is None and len(values) != len(times):
             return
         frame = Frame(times=times, columns={0: Column(values=values, index=index)})
-        for period, found in frame.by_period(period_ns).items():
-            yield period, found[0]
+        for (period, _), found in by_period(
+            frame.stretches(period_ns), period_ns, period_ns
+        ).items():
+            yield period, found

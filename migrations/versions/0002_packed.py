@@ -17,7 +17,7 @@ from alembic import op
 
 from memplan.errors import StoreVersionError
 from memplan.store import codec
-from memplan.store.frame import Frame, Summary, merge, summarize
+from memplan.store.frame import Frame, Summary, by_period, merge, summarize
 from memplan.store.identity import host_identity
 
 revision = "0002"
@@ -312,11 +312,12 @@ class _Blocks:
         }
         self._connection.execute(_INSERT_BLOCK, row)
         self._connection.execute(_INSERT_CHUNK, chunks)
+        minutes = frame.stretches(_MINUTE_NS)
         for table, period_ns in (("rollup_1m", _MINUTE_NS), ("rollup_1h", _HOUR_NS)):
+            found = by_period(minutes, _MINUTE_NS, period_ns)
             rows = [
                 {"period": period, "series_id": series, **_numbers(summary)}
-                for period, found in frame.by_period(period_ns).items()
-                for series, summary in found.items()
+                for (period, series), summary in found.items()
             ]
             self._connection.execute(sa.text(_ADD_ROLLUP.format(table)), rows)
         self._next_block += 1
