@@ -314,9 +314,9 @@ def main():
     for number in range(args.steps):
         if number and not PLAN["strategy"].startswith("zero"):
             chosen.zero_grad()
-            if PLAN["eval_batch"]:
-                loss = evaluate(model, random_tokens(model, PLAN["eval_batch"]))
-                print(f"rank {{rank}} evaluation loss {{loss.item():.4f}}", flush=True)
+        if number and PLAN["eval_batch"]:
+            loss = evaluate(model, random_tokens(model, PLAN["eval_batch"]))
+            print(f"rank {{rank}} evaluation loss {{loss.item():.4f}}", flush=True)
         loss = step(model, chosen, random_tokens(model, PLAN["batch"]))
         print(f"rank {{rank}} step {{number}} loss {{loss.item():.4f}}", flush=True)
     found = report(model, chosen)
