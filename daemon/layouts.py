@@ -1,4 +1,4 @@
-"""From readings to samples: the series of each run, kept so that a tick makes no new objects."""
+"""From readings to samples: the series of each run, and which of them have something new."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memplan_daemon.collectors.base import Event, Gap, Reading
 
-from memplan.store.batch import Instant
+from memplan.store.batch import SMALL, Instant
 from memplan.types import Series
 
 __all__ = ["Found", "Layouts"]
@@ -21,6 +21,9 @@ _MOST_SERIES = 20_000
 _MOST_LAYOUTS = 16
 """Sets of series kept per run: there is one for each pace, until a process comes or goes."""
 
+_PROCESS = "process:"
+"""So begin the names of what a large run has many of."""
+
 _Names = tuple[str, str]
 """Entity and metric."""
 
@@ -31,16 +34,21 @@ class _Known:
 
     groups: list[Found] | None
     """What each collector found; None = nothing that may be taken for found again."""
-    series: tuple[Series, ...]
-    values: list[int]
+    readings: list[Reading]
     events: list[Event]
+    full: tuple[tuple[Series, ...], list[int]] | None = None
+    """All readings as series and values; None = not asked for yet."""
+    still: tuple[tuple[Series, ...], list[int]] | None = None
+    """The same of those that are stored even if nothing has moved."""
+    stored: dict[_Names, Reading] | None = None
+    """What is stored of each process; None = all of the readings."""
 
 
 class Layouts:
     """Turns what collectors found into instants.
 
-    What is found again costs next to nothing, and the same set of series is the same tuple: that
-    spares the store to look each of them up.
+    What is found again costs next to nothing, and the same large set of series is the same tuple:
+    that spares the store to look each of them up.
     """
 
     def __init__(self) -> None:
@@ -50,7 +58,7 @@ class Layouts:
         self._known: dict[str | None, _Known] = {}
 
     def sort_out(
-        self, run_id: str | None, t_ns: int, groups: list[Found]
+        self, run_id: str | None, t_ns: int, groups: list[Found], *, thin: bool = False
     ) -> tuple[list[Instant], list[Event]]:
         """Return the samples and the events of what all collectors have found of one run.
 
@@ -58,47 +66,76 @@ class Layouts:
             run_id: the run; None = the host.
             t_ns: when.
             groups: what each collector found.
+            thin: leave out of the samples what single processes have as it is stored already.
         """
-        known = self._known.get(run_id)
-        if known is None or known.groups != groups:
-            known = self._known[run_id] = self._look_through(run_id, groups)
-        samples = [Instant(t_ns, known.series, known.values)] if known.values else []
-        return samples, known.events
+        before = self._known.get(run_id)
+        same = before is not None and before.groups == groups
+        now = before if before is not None and same else _look_through(groups)
+        self._known[run_id] = now
+        if not thin or before is None:
+            series, values = now.full = now.full or self._laid_out(run_id, now.readings)
+            now.stored = None
+        elif same:
+            still = [r for r in now.readings if not r.entity.startswith(_PROCESS)]
+            series, values = now.still = now.still or self._laid_out(run_id, still)
+        else:
+            series, values = self._laid_out(run_id, _moved(before, now))
+        return [Instant(t_ns, series, values)] if values else [], now.events
 
     def instant(self, run_id: str | None, t_ns: int, readings: Sequence[Reading]) -> Instant:
         """Return readings, at least one, as an instant."""
-        values = [reading.value for reading in readings]
-        return Instant(t_ns, self._layout(run_id, readings), values)
+        return Instant(t_ns, *self._laid_out(run_id, readings))
 
     def forget(self, run_id: str) -> None:
         """Let go of a run."""
         for kept in (self._series, self._layouts, self._known):
             kept.pop(run_id, None)
 
-    def _look_through(self, run_id: str | None, groups: list[Found]) -> _Known:
-        items = [item for group in groups for item in group]
-        readings = [item for item in items if isinstance(item, Reading)]
-        events = [item for item in items if isinstance(item, Event)]
-        values = [reading.value for reading in readings]
-        return _Known(None if events else groups, self._layout(run_id, readings), values, events)
-
-    def _layout(self, run_id: str | None, readings: Sequence[Reading]) -> tuple[Series, ...]:
+    def _laid_out(
+        self, run_id: str | None, readings: Sequence[Reading]
+    ) -> tuple[tuple[Series, ...], list[int]]:
+        """Return the series of readings, and their values."""
+        key = tuple(reading[:2] for reading in readings)
+        values = [reading[2] for reading in readings]
+        if len(key) < SMALL:
+            return self._made(run_id, key), values
         layouts = self._layouts.setdefault(run_id, {})
-        key = tuple((reading.entity, reading.metric) for reading in readings)
         series = layouts.get(key)
         if series is None:
             if len(layouts) >= _MOST_LAYOUTS:
                 layouts.clear()
-            series = layouts[key] = tuple(self._one(run_id, *names) for names in key)
-        return series
+            series = layouts[key] = self._made(run_id, key)
+        return series, values
 
-    def _one(self, run_id: str | None, entity: str, metric: str) -> Series:
-        """Return the one object of a series; its equals would be compared field by field."""
+    def _made(self, run_id: str | None, key: tuple[_Names, ...]) -> tuple[Series, ...]:
+        """Return the one object of each series; its equals would be compared field by field."""
         known = self._series.setdefault(run_id, {})
-        series = known.get((entity, metric))
-        if series is None:
-            if len(known) > _MOST_SERIES:
-                known.clear()
-            series = Series(run_id=run_id, entity=entity, metric=metric)
-            known[entity, metric] = series
-        return series
+        if len(known) > _MOST_SERIES:
+            known.clear()
+        for names in key:
+            if names not in known:
+                known[names] = Series(run_id=run_id, entity=names[0], metric=names[1])
+        return tuple(map(known.__getitem__, key))
+
+
+def _look_through(groups: list[Found]) -> _Known:
+    items = [item for group in groups for item in group]
+    readings = [item for item in items if isinstance(item, Reading)]
+    events = [item for item in items if isinstance(item, Event)]
+    return _Known(None if events else groups, readings, events)
+
+
+def _moved(before: _Known, now: _Known) -> list[Reading]:
+    """Return what is stored in a thin tick, and note of each process what is stored by then."""
+    stored = before.stored
+    if stored is None:
+        stored = {reading[:2]: reading for reading in before.readings}
+    now.stored = stored
+    found = []
+    for reading in now.readings:
+        if stored.get(reading[:2]) != reading:
+            stored[reading[:2]] = reading
+            found.append(reading)
+        elif not reading.entity.startswith(_PROCESS):
+            found.append(reading)
+    return found

@@ -139,7 +139,7 @@ class _Watched:
             writer=writer,
             interval_s=interval_s,
             host_interval_s=None if remote else host_interval_s,
-            paces=Paces(medium_s=1.0),
+            paces=Paces(medium_s=1.0, still_s=1.0),
         )
         self._loop = Loop(self._sampler)
         self._opened: Writer | None = None

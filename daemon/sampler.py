@@ -35,6 +35,9 @@ BATCH_SAMPLES = 20_000
 
 SHORTEST_INTERVAL_S = 0.01
 
+_PACES: tuple[Pace, ...] = ("medium", "still", "rare")
+"""Those that the sampler keeps; what is slow has a budget of its own."""
+
 
 @dataclass(slots=True)
 class _Tick:
@@ -119,7 +122,7 @@ class Sampler:
         self._extra: list[Instant] = []
         self._extra_found: list[tuple[str | None, Found]] = []
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
-        self._pace_due_ns: dict[Pace, int] = {"medium": self._due_ns, "rare": self._due_ns}
+        self._pace_due_ns: dict[Pace, int] = dict.fromkeys(_PACES, self._due_ns)
         self._last_t_ns = 0
         self._clock_watch = ClockWatch(clock)
 
@@ -266,11 +269,11 @@ class Sampler:
 
     def _due(self, now: int) -> frozenset[Pace]:
         """Return the slower paces that are due, and set when they are due next."""
-        seconds: dict[Pace, float] = {"medium": self._paces.medium_s, "rare": self._paces.rare_s}
         due = frozenset(pace for pace, at in self._pace_due_ns.items() if now >= at)
         for pace in due:
             half = self._stretched_ns(self.interval_s) // 2  # the tick nearest to the due time
-            self._pace_due_ns[pace] = now + self._stretched_ns(seconds[pace]) - half
+            seconds = getattr(self._paces, f"{pace}_s")
+            self._pace_due_ns[pace] = now + self._stretched_ns(seconds) - half
         return due
 
     def _stamp(self) -> int:
@@ -320,7 +323,8 @@ class Sampler:
         readings = (self._readings(i, one, watch) for i, one in enumerate(self._collectors))
         groups = [items for items in readings if items]
         found += [(watch.run_id, items) for items in groups]
-        samples, events = self._layouts.sort_out(watch.run_id, t_ns, groups)
+        thin = not watch.in_full
+        samples, events = self._layouts.sort_out(watch.run_id, t_ns, groups, thin=thin)
         for event in events:
             self.events.keep(event, watch.run_id, t_ns)
         return samples

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 from memplan_daemon.proc import Process
 
 __all__ = [
+    "ALWAYS_IN_FULL",
     "EVERYTHING",
     "HOST",
     "Collector",
@@ -23,11 +24,15 @@ __all__ = [
 GapState = Literal["not-supported", "no-permission", "lost", "late", "failed"]
 """Why there is no number."""
 
-Pace = Literal["medium", "slow", "rare"]
-"""What is not read in every tick: "medium" what changes slowly, "slow" what costs the target
-something, "rare" what costs a driver something."""
+Pace = Literal["medium", "still", "slow", "rare"]
+"""What is not read in every tick: "medium" what changes slowly, "still" what did not move when it
+was looked at last, "slow" what costs the target something, "rare" what costs a driver something."""
 
-EVERYTHING: frozenset[Pace] = frozenset(("medium", "slow", "rare"))
+EVERYTHING: frozenset[Pace] = frozenset(("medium", "still", "slow", "rare"))
+
+ALWAYS_IN_FULL = 8
+"""Processes of a run up to which every tick reads and stores all of each; in larger runs what has
+moved, and all at the pace "still". Sums over the run are made and stored in every tick."""
 
 
 class Reading(NamedTuple):
@@ -84,6 +89,11 @@ class Watch:
     """Which of the slower readings are due in this tick."""
     quiet: bool = False
     """True while the program asks not to be disturbed: nothing is read that could stall it."""
+
+    @property
+    def in_full(self) -> bool:
+        """Tell whether also what did not move is read and stored in this tick."""
+        return len(self.members) <= ALWAYS_IN_FULL or "still" in self.due
 
 
 HOST = Watch(run_id=None, pid=None)

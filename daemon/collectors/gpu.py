@@ -59,12 +59,24 @@ class _Gpu:
 
 
 @dataclass(slots=True)
+class _Share:
+    """What a run has of one GPU."""
+
+    processes: Mapping[int, int | None]
+    """What the driver listed."""
+    readings: dict[int, Reading | Gap]
+    """Of each of the run's processes that is among them."""
+    total: list[Reading]
+    """Their sum, where there is one."""
+
+
+@dataclass(slots=True)
 class _RunState:
     """What was found for one run in the last tick, and from what."""
 
     tick: int
     members: tuple[Process, ...]
-    listed: list[Mapping[int, int | None] | None]
+    shares: dict[str, _Share]
     items: list[Reading | Gap]
 
 
@@ -231,26 +243,45 @@ class GpuCollector:
     def _run(self, run_id: str, watch: Watch) -> list[Reading | Gap]:
         """Return a run's readings: those of the last tick where lists and members are the same."""
         members = tuple(watch.members.values())
-        listed = [gpu.processes if gpu.fresh else None for gpu in self._gpus.values()]
         state = self._runs.get(run_id)
-        if state is None or state.members != members or state.listed != listed:
-            items = list(self._shares(watch.members))
-            state = self._runs[run_id] = _RunState(watch.tick, members, listed, items)
+        known = state.shares if state is not None and state.members == members else {}
+        fresh = {uuid: gpu.processes for uuid, gpu in self._gpus.items() if gpu.fresh}
+        shares = {
+            uuid: share
+            if (share := known.get(uuid)) is not None and share.processes is processes
+            else _share(uuid, processes, watch.members, share)
+            for uuid, processes in fresh.items()
+        }
+        if state is None or shares != known:
+            items: list[Reading | Gap] = []
+            for share in shares.values():
+                items += share.readings.values()
+                items += share.total
+            state = self._runs[run_id] = _RunState(watch.tick, members, shares, items)
         state.tick = watch.tick
         return state.items
 
-    def _shares(self, members: Mapping[int, Process]) -> Iterator[Reading | Gap]:
-        """Yield what each process has of each GPU, and their sum."""
-        for uuid, gpu in self._gpus.items():
-            if not gpu.fresh:
-                continue
-            total: int | None = None
-            for pid in gpu.processes.keys() & members.keys():
-                entity = f"process:{members[pid].label}/gpu:{uuid}"
-                if (value := gpu.processes[pid]) is None:
-                    yield Gap(entity, "used_bytes", "not-supported")
-                else:
-                    total = value + (total or 0)
-                    yield Reading(entity, "used_bytes", value)
-            if total is not None:
-                yield Reading(f"gpu:{uuid}/tree", "used_bytes", total)
+
+def _share(
+    uuid: str,
+    processes: Mapping[int, int | None],
+    members: Mapping[int, Process],
+    before: _Share | None,
+) -> _Share:
+    """Return what each process has of a GPU, and the sum; what is the same is the same object."""
+    known = before.readings if before is not None else {}
+    readings: dict[int, Reading | Gap] = {}
+    total: int | None = None
+    for pid in processes.keys() & members.keys():
+        value, reading = processes[pid], known.get(pid)
+        if value is None:
+            entity = f"process:{members[pid].label}/gpu:{uuid}"
+            readings[pid] = Gap(entity, "used_bytes", "not-supported")
+            continue
+        total = value + (total or 0)
+        if not isinstance(reading, Reading) or reading.value != value:
+            entity = f"process:{members[pid].label}/gpu:{uuid}"
+            reading = Reading(entity, "used_bytes", value)
+        readings[pid] = reading
+    sums = [] if total is None else [Reading(f"gpu:{uuid}/tree", "used_bytes", total)]
+    return _Share(processes, readings, sums)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memplan_daemon.clock import Clock
-from memplan_daemon.collectors.base import Gap, Reading, Watch
+from memplan_daemon.collectors.base import ALWAYS_IN_FULL, Gap, Reading, Watch
 from memplan_daemon.collectors.rollup import Budget, Rollups
 from memplan_daemon.proc import Process
 
@@ -36,9 +36,6 @@ LARGEST = 64
 
 PSS_INTERVAL_S = 5.0
 
-ALWAYS_IN_FULL = 8
-"""Processes of a tree up to which every tick reads all; of larger trees, what has moved."""
-
 Values = dict[str, int]
 
 
@@ -48,6 +45,8 @@ class _Member:
 
     statm: bytes | None
     """Its statm then: while that is the same, so are all readings but marks and swap."""
+    text: bytes
+    """What its status had of interest then."""
     values: Values
     parent: int
     fast: list[Reading]
@@ -68,28 +67,26 @@ class _State:
     """The tree's high-water mark so far."""
     last: dict[str, Values] = field(default_factory=dict)
     """Each process's last values, by label: they become its final row."""
-    members: dict[str, _Member] = field(default_factory=dict)
-    """The processes of the last tick, by label."""
     processes: tuple[Process, ...] = ()
-    """The same as they are held."""
+    """The processes of the last tick."""
     statms: Sequence[bytes | None] = ()
     """Their statm files."""
+    members: dict[Process, _Member] = field(default_factory=dict)
+    """What was read of them; who is gone, or has no memory of its own, is not in it."""
+    found: dict[int, Values] = field(default_factory=dict)
+    """Values by process id, less those that live in their parent's memory."""
     fast: list[Reading | Gap] = field(default_factory=list)
     """What is read of them in every tick."""
-
-    def is_same(self, processes: tuple[Process, ...], statms: list[bytes | None]) -> bool:
-        """Tell whether these are the processes of the last tick, and none has moved."""
-        return processes == self.processes and statms == self.statms and None not in statms
 
 
 class ProcessCollector:
     """Reads every member of a tree, and adds them up under "tree".
 
     Per process: RSS and its three kinds, swap, the kernel's high-water mark (VmHWM), in trees of
-    more than ALWAYS_IN_FULL processes between two medium ticks only where RSS moved; PSS and USS
-    where that is allowed and within its budget. A process that runs in its parent's memory, as
-    between vfork and exec, is that memory seen twice and is left out. One that ended has its last
-    RSS and mark stored once more, as final_rss_bytes and final_hwm_bytes.
+    more than ALWAYS_IN_FULL processes between two ticks of the pace "still" only where RSS moved;
+    PSS and USS where that is allowed and within its budget. A process that runs in its parent's
+    memory, as between vfork and exec, is that memory seen twice and is left out. One that ended has
+    its last RSS and mark stored once more, as final_rss_bytes and final_hwm_bytes.
 
     tree.rss_bytes is the plain sum: pages that processes share are counted in each, so it is an
     upper bound for forked workers (tree.pss_bytes counts them once, and is left out unless every
@@ -116,37 +113,59 @@ class ProcessCollector:
         if watch.run_id is None:
             return []
         state = self._state(watch.run_id, watch.tick)
-        processes = tuple(watch.members.values())
-        small = len(processes) <= ALWAYS_IN_FULL
-        statms = [None if small else process.statm() for process in processes]
-        full = small or "medium" in watch.due
-        if full or not state.is_same(processes, statms):
-            state.processes, state.statms = processes, statms
-            return self._read(state, watch, full=full)
+        ended = self._update(state, watch)
+        medium = watch.in_full or "medium" in watch.due
+        slow = self._slow(state, watch) if medium else []
         denied = _denied(state, watch)
-        return [*state.fast, *denied] if denied else state.fast
+        if not (ended or medium or denied):
+            return state.fast
+        slower = _slower(state) if "medium" in watch.due else []
+        return [*ended, *slower, *slow, *state.fast, *denied]
 
-    def _read(self, state: _State, watch: Watch, *, full: bool) -> list[Reading | Gap]:
-        """Return readings of processes that were read in full, or where they have moved."""
-        found = _read_members(state, watch.members, full=full)
-        items: list[Reading | Gap] = []
-        items += _ended(state, {watch.members[pid].label: found[pid] for pid in found})
-        state.fast = []
+    def _update(self, state: _State, watch: Watch) -> list[Reading]:
+        """Read who may have moved; return the final rows of those that are gone since."""
+        processes = tuple(watch.members.values())
+        if len(processes) <= ALWAYS_IN_FULL:
+            statms: list[bytes | None] = [None] * len(processes)
+        else:
+            statms = [process.statm() for process in processes]
+        whom: Iterable[Process] = processes
+        if not watch.in_full and processes == state.processes:
+            if statms == state.statms and None not in statms:
+                return []
+            pairs = zip(processes, statms, state.statms, strict=True)
+            whom = [one for one, now, before in pairs if now != before or now is None]
+        known = state.members
+        state.members = {p: m for p in processes if (m := known.get(p)) is not None}
+        statm_of = dict(zip(processes, statms, strict=True))
+        for process in whom:
+            member = _read(process, statm_of[process], known.get(process))
+            if member is not None:
+                state.members[process] = member
+            else:
+                state.members.pop(process, None)
+        state.processes, state.statms = processes, statms
+        state.found = _found(state.members)
+        state.fast = [*_fast(state), *_tree(state)]
+        return list(_ended(state))
+
+    def _slow(self, state: _State, watch: Watch) -> list[Reading]:
+        """Return PSS and USS of those whose turn it is, and of the tree."""
+        if watch.quiet or not state.found:
+            return []
+        rss = {pid: values["rss_bytes"] for pid, values in state.found.items()}
+        found = state.rollups.read(watch.members, rss)
         if not found:
-            return items
-        slow = self._rollups(state, watch.members, found) if full and not watch.quiet else {}
-        largest = sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST]
-        for pid in sorted(largest):
-            label = watch.members[pid].label
-            state.fast += state.members[label].fast
-            if "medium" in watch.due:
-                items += state.members[label].slower
-            items += _readings(label, slow.get(pid, {}))
-        state.fast += _tree(state, found)
-        if slow:
-            totals = state.rollups.total(watch.members, found)
-            items += [Reading("tree", metric, value) for metric, value in totals.items()]
-        return [*items, *state.fast, *_denied(state, watch)]
+            return []
+        largest = _largest(state)
+        readings = [
+            Reading(f"process:{watch.members[pid].label}", metric, value)
+            for pid, values in found.items()
+            if pid in largest
+            for metric, value in values.items()
+        ]
+        totals = state.rollups.total(watch.members, state.found)
+        return [*readings, *(Reading("tree", metric, value) for metric, value in totals.items())]
 
     def tree_hwm(self, run_id: str) -> int:
         """Return the high-water mark of a run's tree so far, in bytes; 0 before any reading."""
@@ -162,16 +181,10 @@ class ProcessCollector:
         self._states[run_id].tick = tick
         return self._states[run_id]
 
-    @staticmethod
-    def _rollups(
-        state: _State, members: Mapping[int, Process], found: Mapping[int, Values]
-    ) -> dict[int, Values]:
-        rss = {pid: values["rss_bytes"] for pid, values in found.items()}
-        return state.rollups.read(members, rss)
 
-
-def _ended(state: _State, now: dict[str, Values]) -> Iterator[Reading]:
+def _ended(state: _State) -> Iterator[Reading]:
     """Yield the final row of every process that was there in the last tick and is not now."""
+    now = {process.label: state.found[process.pid] for process in _shown(state)}
     for label in state.last.keys() - now.keys():
         for metric in ("rss_bytes", "hwm_bytes"):
             if metric in state.last[label]:
@@ -179,43 +192,53 @@ def _ended(state: _State, now: dict[str, Values]) -> Iterator[Reading]:
     state.last = now
 
 
-def _denied(state: _State, watch: Watch) -> list[Reading | Gap]:
+def _denied(state: _State, watch: Watch) -> list[Gap]:
     """Return a gap for each process whose slow reading was refused."""
-    if watch.quiet:
+    if watch.quiet or not state.rollups.denied:
         return []
-    labels = [p.label for p in state.processes if p.pid in state.rollups.denied]
     return [
-        Gap(f"process:{label}", "pss_bytes", "no-permission")
-        for label in labels
-        if label in state.last
+        Gap(f"process:{process.label}", "pss_bytes", "no-permission")
+        for process in _shown(state)
+        if process.pid in state.rollups.denied
     ]
 
 
-def _read_members(
-    state: _State, members: Mapping[int, Process], *, full: bool
-) -> dict[int, Values]:
-    """Return the readings by process, less those that live in their parent's memory.
+def _shown(state: _State) -> Iterator[Process]:
+    """Yield the processes that have memory of their own."""
+    return (process for process in state.members if process.pid in state.found)
 
-    Unless all are to be read in full, those whose statm has not moved keep what they had.
-    """
-    known, state.members = state.members, {}
-    found: dict[int, Values] = {}
-    for (pid, process), statm in zip(members.items(), state.statms, strict=True):
-        member = known.get(process.label)
-        if full or member is None or statm is None or statm != member.statm:
-            member = _read(process, statm, member)
-            if member is None:
-                continue
-        state.members[process.label] = member
-        found[pid] = member.values
+
+def _found(members: Mapping[Process, _Member]) -> dict[int, Values]:
+    """Return values by process id, less those of processes in their parent's memory."""
+    every = {process.pid: member.values for process, member in members.items()}
     shared = [
-        pid
-        for pid, values in found.items()
-        if values == found.get(state.members[members[pid].label].parent)
+        process.pid
+        for process, member in members.items()
+        if member.values == every.get(member.parent)
     ]
-    for pid in shared:
-        del found[pid]
-    return found
+    return {pid: values for pid, values in every.items() if pid not in shared} if shared else every
+
+
+def _largest(state: _State) -> Container[int]:
+    """Return the processes that have series of their own."""
+    found = state.found
+    if len(found) <= LARGEST:
+        return found
+    return set(sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST])
+
+
+def _fast(state: _State) -> Iterator[Reading]:
+    largest = _largest(state)
+    for process, member in state.members.items():
+        if process.pid in largest:
+            yield from member.fast
+
+
+def _slower(state: _State) -> Iterator[Reading]:
+    largest = _largest(state)
+    for process, member in state.members.items():
+        if process.pid in largest:
+            yield from member.slower
 
 
 def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Member | None:
@@ -223,24 +246,25 @@ def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Mem
     data = process.status()
     if data is None:
         return None
-    begin, end = data.find(b"\nVm"), data.find(b"\nThreads:")  # all lines that are wanted lie here
-    lines = _LINE.findall(data, max(begin, 0), end if end > begin else len(data))
-    values = {_STATUS[name]: int(kib) * 1024 for name, kib in lines}
+    begin, end = data.find(b"\nPPid:"), data.find(b"\nThreads:")  # what is wanted lies here
+    text = data[max(begin, 0) : end if end > begin else len(data)]
+    if before is not None and before.text == text:
+        before.statm = statm
+        return before
+    values = {_STATUS[name]: int(kib) * 1024 for name, kib in _LINE.findall(text)}
     if "rss_bytes" not in values:
         return None
-    parent = _parent(data)
-    if before is not None and before.values == values:
-        before.statm, before.parent = statm, parent
-        return before
-    readings = _readings(process.label, values)
+    entity = f"process:{process.label}"
+    known = {} if before is None else {r.metric: r for r in (*before.fast, *before.slower)}
+    readings = []
+    for metric, value in values.items():  # what is the same stays the same object
+        reading = known.get(metric)
+        if reading is None or reading.value != value:
+            reading = Reading(entity, metric, value)
+        readings.append(reading)
     fast = [reading for reading in readings if reading.metric in _FAST]
     slower = [reading for reading in readings if reading.metric not in _FAST]
-    return _Member(statm, values, parent, fast, slower)
-
-
-def _readings(label: str, values: Values) -> list[Reading]:
-    entity = f"process:{label}"
-    return [Reading(entity, metric, value) for metric, value in values.items()]
+    return _Member(statm, text, values, _parent(text), fast, slower)
 
 
 def _parent(status: bytes) -> int:
@@ -249,14 +273,16 @@ def _parent(status: bytes) -> int:
     return int(words[0]) if words and words[0].isdigit() else 0
 
 
-def _tree(state: _State, found: Mapping[int, Values]) -> Iterator[Reading]:
-    processes = found.values()
+def _tree(state: _State) -> Iterator[Reading]:
+    processes = list(state.found.values())
+    if not processes:
+        return
     for metric in _SUMMED:
         values = [process[metric] for process in processes if metric in process]
         if values:
             yield Reading("tree", metric, sum(values))
-    total = sum(process["rss_bytes"] for process in processes)
-    marks = (process.get("hwm_bytes", 0) for process in processes)
+    total = sum([process["rss_bytes"] for process in processes])
+    marks = [process.get("hwm_bytes", 0) for process in processes]
     state.hwm_bytes = max(state.hwm_bytes, total, *marks)
     yield Reading("tree", "hwm_bytes", state.hwm_bytes)
-    yield Reading("tree", "processes_count", len(found))
+    yield Reading("tree", "processes_count", len(processes))

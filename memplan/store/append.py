@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, insert, select
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
-from memplan.store.batch import Instant
+from memplan.store.batch import SMALL, Instant
 from memplan.store.frame import (
     HOUR_NS,
     MINUTE_NS,
@@ -117,9 +117,13 @@ class SampleLog:
         known = self._layouts.get(id(series))
         if known is not None and known[0] is series and series[0] in self._series:
             return known[1]
-        if any(one not in self._series for one in series):
+        try:
+            ids = tuple(map(self._series.__getitem__, series))
+        except KeyError:
             self._register(connection, series)
-        ids = tuple(self._series[one] for one in series)
+            ids = tuple(map(self._series.__getitem__, series))
+        if len(series) < SMALL:
+            return ids
         self._remembered += len(series)
         if self._remembered > REMEMBERED_SERIES:
             self._remembered = len(series)

@@ -1,7 +1,8 @@
 """A batch of samples on its way to the store, as columns: no object for each number.
 
 A sampler reads the same hundreds of series every second. It hands over one `Instant` for each run,
-with the same tuple of series every time; whoever wants samples walks over the batch.
+with the same tuple of series every time where they are many; whoever wants samples walks over the
+batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import NamedTuple, Self, overload
 
 from memplan.types import Sample, Series
 
-__all__ = ["Instant", "Instants"]
+__all__ = ["SMALL", "Instant", "Instants"]
+
+SMALL = 64
+"""Series of an instant below which their numbers are looked up one by one: sets of so few are
+others in every tick where only what has moved is stored, and would be remembered in vain."""
 
 
 class Instant(NamedTuple):

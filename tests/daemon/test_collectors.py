@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from memplan_daemon.collectors.base import HOST, Event, Gap, Reading, Watch
+from memplan_daemon.collectors.base import ALWAYS_IN_FULL, HOST, Event, Gap, Reading, Watch
 from memplan_daemon.collectors.cgroup import CgroupCollector
 from memplan_daemon.collectors.host import HostCollector
 from memplan_daemon.collectors.process import (
-    ALWAYS_IN_FULL,
     LARGEST,
     PSS_INTERVAL_S,
     ProcessCollector,
@@ -83,7 +82,7 @@ def test_a_tree_is_the_sum_of_its_processes(proc):
 
 
 def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
-    """By statm; at the medium pace everything, as a mark can rise between two equal readings."""
+    """By statm; at the pace "still" everything, as a mark can rise between two equal readings."""
     pids = range(10, 10 + ALWAYS_IN_FULL + 1)
     for pid in pids:
         proc.add(pid, rss=1000, hwm=1000)
@@ -95,7 +94,7 @@ def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
         asked = Watch(run_id="r-1", pid=10, members=held, tick=number, due=frozenset(due))
         return read(collector, asked)
 
-    tick(0, "medium")
+    tick(0, "medium", "still")
     for pid in (10, 11):
         proc.add(pid, rss=2000, hwm=9000)
     proc.write("11/statm", "1 500 0 0 0 0 0\n")
@@ -103,7 +102,10 @@ def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
     assert found["process:10", "rss_bytes"] == 1000 * KIB
     assert found["process:11", "rss_bytes"] == 2000 * KIB
     assert found["tree", "rss_bytes"] == (len(pids) + 1) * 1000 * KIB
-    assert tick(2, "medium")["process:10", "hwm_bytes"] == 9000 * KIB
+    found = tick(2, "medium")
+    assert found["process:10", "hwm_bytes"] == 1000 * KIB
+    assert found["process:11", "hwm_bytes"] == 9000 * KIB
+    assert tick(3, "medium", "still")["process:10", "hwm_bytes"] == 9000 * KIB
 
 
 def test_the_mark_of_one_process_is_exact_between_samples(proc):

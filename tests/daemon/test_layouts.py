@@ -5,22 +5,62 @@ from __future__ import annotations
 from memplan_daemon.collectors.base import Event, Gap, Reading
 from memplan_daemon.layouts import _MOST_LAYOUTS, Layouts
 
+from memplan.store.batch import SMALL, Instants
+
 RSS, SWAP = Reading("tree", "rss_bytes", 7), Reading("tree", "swap_bytes", 0)
+TREE = Reading("tree", "processes_count", 2)
 KILL = Event("host", "host.oom_kill", 0, "the kernel killed 1 for want of memory")
+
+
+def many(run, value):
+    """Return readings of so many series that their set is remembered."""
+    return [Reading(f"gpu:{number}", run, value) for number in range(SMALL)]
 
 
 def test_the_same_series_are_the_same_tuple_in_every_tick():
     """Also when they come back after a tick with others, and whatever the values are."""
     layouts = Layouts()
-    (first,), _ = layouts.sort_out("r", 1, [[RSS], [SWAP]])
-    (second,), _ = layouts.sort_out("r", 2, [[RSS], [SWAP, Reading("cgroup", "limit_bytes", 1)]])
-    (third,), _ = layouts.sort_out("r", 3, [[RSS._replace(value=8), SWAP]])
+    (first,), _ = layouts.sort_out("r", 1, [many("rss_bytes", 7), [SWAP]])
+    (second,), _ = layouts.sort_out("r", 2, [many("rss_bytes", 7), [SWAP, RSS]])
+    (third,), _ = layouts.sort_out("r", 3, [many("rss_bytes", 8), [SWAP]])
     assert first.series is third.series
-    assert [series.metric for series in second.series] == ["rss_bytes", "swap_bytes", "limit_bytes"]
-    assert [(i.t_ns, list(i.values)) for i in (first, third)] == [(1, [7, 0]), (3, [8, 0])]
-    assert layouts.instant("r", 4, [RSS, SWAP]).series is first.series
+    assert [series.metric for series in second.series[-2:]] == ["swap_bytes", "rss_bytes"]
+    assert [(i.t_ns, set(i.values)) for i in (first, third)] == [(1, {7, 0}), (3, {8, 0})]
+    assert layouts.instant("r", 4, [*many("rss_bytes", 9), SWAP]).series is first.series
     (other,), _ = layouts.sort_out("r-2", 1, [[RSS], [SWAP]])
     assert {series.run_id for series in other.series} == {"r-2"}
+
+
+def test_a_thin_tick_stores_of_single_processes_what_is_not_stored_already():
+    """Sums are stored in every tick; a process's peak is a change, and is never left out."""
+    layouts = Layouts()
+
+    def stored(tick, *found, thin=True):
+        samples, _ = layouts.sort_out("r", tick, [[TREE], list(found)], thin=thin)
+        return [(s.series.entity, s.series.metric, s.value) for s in Instants(samples)]
+
+    def rss(pid, value):
+        return Reading(f"process:{pid}", "rss_bytes", value)
+
+    mark = Reading("process:1", "hwm_bytes", 9)
+    assert stored(1, rss(1, 5), rss(2, 5), mark, thin=False) == [TREE, rss(1, 5), rss(2, 5), mark]
+    assert stored(2, rss(1, 5), rss(2, 5)) == [TREE]
+    assert stored(3, rss(1, 6), rss(2, 5)) == [TREE, rss(1, 6)]
+    assert stored(4, rss(1, 6), rss(2, 5)) == [TREE]
+    assert stored(5, rss(1, 6), rss(2, 5)) == [TREE], "told again: the same answer"
+    assert stored(6, rss(1, 5), rss(2, 5), mark) == [TREE, rss(1, 5)], "as it was before, but moved"
+    assert stored(7, rss(1, 5), rss(3, 5)) == [TREE, rss(3, 5)], "a new one"
+    assert stored(8, rss(1, 5), rss(3, 5), thin=False) == [TREE, rss(1, 5), rss(3, 5)]
+    assert stored(9, rss(1, 5), rss(3, 5)) == [TREE]
+    assert stored(10, rss(1, 5), rss(2, 5)) == [TREE, rss(2, 5)], "one that was gone meanwhile"
+
+
+def test_the_first_tick_of_a_run_is_never_thin():
+    """There is nothing stored that could stand for it."""
+    layouts, found = Layouts(), Reading("process:1", "rss_bytes", 5)
+    (sample,), _ = layouts.sort_out("r", 1, [[found]], thin=True)
+    assert list(sample.values) == [5]
+    assert layouts.sort_out("r", 2, [[found]], thin=True) == ([], [])
 
 
 def test_a_list_that_was_changed_after_it_was_handed_over_is_seen():
@@ -47,7 +87,7 @@ def test_sets_of_series_are_bounded():
     """Processes come and go for years."""
     layouts = Layouts()
     for number in range(5 * _MOST_LAYOUTS):
-        layouts.sort_out("r", number, [[Reading(f"process:{number}", "rss_bytes", 1)]])
+        layouts.sort_out("r", number, [many(f"m{number}_bytes", 1)])
     assert len(layouts._layouts["r"]) <= _MOST_LAYOUTS
     layouts.forget("r")
     assert not layouts._layouts
