@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,8 @@ class Stat(NamedTuple):
     """Session id."""
     name: str
     """comm: the program's name, 15 bytes at most."""
+    inode: int = 0
+    """That of its folder, which no later process of its number has; 0 where that is not known."""
 
 
 class Identity(NamedTuple):
@@ -130,13 +132,13 @@ def kib_fields(data: bytes) -> dict[str, int]:
     return found
 
 
-def _stats(folder: int, names: list[str]) -> dict[int, Stat]:
+def _stats(folder: int, inodes: Mapping[int, int]) -> dict[int, Stat]:
     """Return what `parse_stat` says of each process; `read_at` for thousands, all in one place."""
     found = {}
     open_, read, close, flags = os.open, os.read, os.close, os.O_RDONLY | os.O_CLOEXEC
-    for name in names:
+    for pid, inode in inodes.items():
         try:
-            descriptor = open_(name + "/stat", flags, dir_fd=folder)
+            descriptor = open_(f"{pid}/stat", flags, dir_fd=folder)
         except OSError:
             continue
         try:
@@ -146,7 +148,7 @@ def _stats(folder: int, names: list[str]) -> dict[int, Stat]:
         finally:
             close(descriptor)
         if stat is not None:
-            found[stat.pid] = stat
+            found[stat.pid] = stat._replace(inode=inode)
     return found
 
 
@@ -167,15 +169,27 @@ class ProcFolder:
         """Return a file of the root folder, such as "meminfo"."""
         return read_at(f"{self.root}/{name}")
 
-    def stats(self) -> dict[int, Stat]:
-        """Return every process by its id: one listing, one short file per process."""
+    def stats(self, known: Mapping[int, Stat] | None = None) -> dict[int, Stat]:
+        """Return every process by its id: one listing, one short file for each that is not known.
+
+        Args:
+            known: processes that need not be read again where they and their parents are the same
+                (the kernel's listing tells that by inodes); their names may be old. Those of a
+                copy, where a folder may be written anew, are always read.
+        """
         try:
             folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return {}
         try:
-            names = [n for n in os.listdir(folder) if n.isdigit()]  # noqa: PTH208 - by descriptor
-            return _stats(folder, names)
+            with os.scandir(folder) as entries:
+                inodes = {int(e.name): e.inode() for e in entries if e.name.isdigit()}
+            if not known or not self.is_real:
+                return _stats(folder, inodes)
+            there = {pid: s for pid, s in known.items() if inodes.get(pid) == s.inode}
+            same = {pid: stat for pid, stat in there.items() if stat.parent in there}
+            others = {pid: inode for pid, inode in inodes.items() if pid not in same}
+            return same | _stats(folder, others)
         finally:
             os.close(folder)
 

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping
 from memplan_daemon.clock import NS, Clock
 from memplan_daemon.proc import Process, ProcFolder, Stat
 
-__all__ = ["Group", "ProcessTable", "Tree"]
+__all__ = ["ALL_ANEW", "Group", "ProcessTable", "Tree"]
 
 SCAN_SHARE = 10
 """A scan of all processes is repeated after ten times what it took: at most a tenth of a core."""
+
+ALL_ANEW = 12
+"""Listings after which all processes are read, also those that were the same in the last two: in
+between a name may be old (a program can give itself another one)."""
 
 _REMEMBERED = 65536
 """Process ids of which a group remembers how often it has seen them."""
@@ -39,6 +43,7 @@ class ProcessTable:
         self._shortest_ns = round(shortest_s * NS)
         self._next_ns = 0
         self._stats: Mapping[int, Stat] = {}
+        self._settled: Mapping[int, Stat] = {}
         self._children: Mapping[int, list[int]] = {}
         self._sessions: Mapping[int, list[int]] = {}
 
@@ -52,7 +57,10 @@ class ProcessTable:
         begin = self._clock.monotonic_ns()
         if begin < self._next_ns:
             return False
-        self._stats = self._proc.stats()
+        every = self.number % ALL_ANEW == 0
+        stats = self._proc.stats({} if every else self._settled)
+        self._settled = {pid: s for pid, s in stats.items() if _is_like(s, self._stats.get(pid))}
+        self._stats = stats
         self.number += 1
         children: dict[int, list[int]] = defaultdict(list)
         sessions: dict[int, list[int]] = defaultdict(list)
@@ -90,6 +98,11 @@ class ProcessTable:
                 return pid
             seen.add(pid)
         return None
+
+
+def _is_like(stat: Stat, before: Stat | None) -> bool:
+    """Tell whether a process is the one it was, and in the same place; its state may differ."""
+    return before is not None and before._replace(state=stat.state) == stat
 
 
 class Group:

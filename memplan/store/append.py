@@ -1,15 +1,16 @@
 """The way of samples into the database: ticks first, then blocks.
 
-A batch becomes one packed row of `tick` for each run, and is safe. When sixty instants of a run
-wait there, they are read back (so that what a crash left behind takes the same way), cut into
-columns and written as one `block` with a `chunk` for each series; roll-ups and peaks are brought
-up to date, and the ticks deleted, all in one transaction.
+A batch becomes one packed row of `tick` for each run, and is safe. When BLOCK_INSTANTS instants of
+a run wait there, their columns are written as one `block` with a `chunk` for each series; roll-ups
+and peaks are brought up to date, and the ticks deleted, all in one transaction. The columns are
+kept in memory meanwhile; those that a crash left behind are read back from their ticks.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import attrgetter
 from typing import Any
@@ -54,6 +55,23 @@ ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
 _CHUNK_NUMBERS = ("n", "low", "low_t_ns", "high", "high_t_ns", "total", "last")
 _ROLLUP_NUMBERS = ("n", "low", "high", "high_t_ns", "total", "last")
 _PEAK_NUMBERS = ("n", "low", "high", "high_t_ns", "first_t_ns", "last_t_ns")
+_CHUNK = ("host_id", "day", "block_id", "series_id", "codec", "crc", "data", *_CHUNK_NUMBERS)
+_ROLLUP = ("host_id", "period", "series_id", *_ROLLUP_NUMBERS)
+_PEAK = ("host_id", "series_id", *_PEAK_NUMBERS)
+_of_chunk, _of_rollup, _of_peak = (
+    attrgetter(*names) for names in (_CHUNK_NUMBERS, _ROLLUP_NUMBERS, _PEAK_NUMBERS)
+)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A run's ticks that are not packed as a block yet."""
+
+    instants: int
+    size: int
+    """Packed bytes."""
+    frame: Frame | None
+    """All of them; None where some were written before this program began."""
 
 
 class SampleLog:
@@ -74,7 +92,7 @@ class SampleLog:
         self._entities: dict[str, int] = {}
         self._layouts: dict[int, tuple[tuple[Series, ...], tuple[int, ...]]] = {}
         self._remembered = 0
-        self._waiting: dict[str, tuple[int, int]] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
         def highest(column: sqlalchemy.Column[Any]) -> int:
             query = select(func.max(column)).where(column.table.c.host_id == host_id)
@@ -91,7 +109,7 @@ class SampleLog:
             .group_by(t.run_id)
         )
         for run_id, instants, size in connection.execute(query):
-            self._waiting[run_id] = (int(instants), int(size))
+            self._waiting[run_id] = _Waiting(int(instants), int(size), None)
 
     def append(self, connection: sqlalchemy.Connection, batch: Sequence[Instant]) -> None:
         """Write a batch as ticks, one row for each run in it."""
@@ -133,9 +151,12 @@ class SampleLog:
 
     def _tick(self, run_id: str, frame: Frame) -> dict[str, Any]:
         version, data = frame.pack()
-        instants, size = self._waiting.get(run_id, (0, 0))
         n = len(frame.times)
-        self._waiting[run_id] = (instants + n, size + len(data))
+        waiting = self._waiting.setdefault(run_id, _Waiting(0, 0, Frame()))
+        waiting.instants += n
+        waiting.size += len(data)
+        if waiting.frame is not None:
+            waiting.frame.append(frame)
         return {
             "host_id": self._host_id,
             "seq0": frame.seqs[0],
@@ -159,8 +180,8 @@ class SampleLog:
         """Return the runs whose ticks are enough for a block."""
         return [
             run_id
-            for run_id, (instants, size) in self._waiting.items()
-            if instants >= BLOCK_INSTANTS or size >= BLOCK_BYTES
+            for run_id, waiting in self._waiting.items()
+            if waiting.instants >= BLOCK_INSTANTS or waiting.size >= BLOCK_BYTES
         ]
 
     def waiting(self) -> list[str]:
@@ -183,14 +204,13 @@ class SampleLog:
         """
         t = tables.tick.c
         mine = sqlalchemy.and_(t.host_id == self._host_id, t.run_id == run_id)
-        query = select(t.seq0, t.n, t.codec, t.crc, t.data).where(mine).order_by(t.seq0)
-        frame = Frame()
-        for row in connection.execute(query):
-            with contextlib.suppress(StoreDamagedError):
-                frame.append(tick_frame(row))
+        waiting = self._waiting.pop(run_id, None)
+        frame = waiting.frame if waiting is not None else None
+        if frame is None:
+            query = select(t.seq0, t.n, t.codec, t.crc, t.data).where(mine).order_by(t.seq0)
+            frame = _read_back(connection.execute(query))
         blocks = [self._write_block(connection, run_id, part) for part in _pieces(frame)]
         connection.execute(delete(tables.tick).where(mine))
-        self._waiting.pop(run_id, None)
         return blocks
 
     def _write_block(
@@ -204,7 +224,7 @@ class SampleLog:
         }
         chunks = [self._chunk(frame, i, summaries[i], number, day) for i in sorted(summaries)]
         version, data = codec.pack(codec.pack_times(frame.times, frame.seqs))
-        size = len(data) + sum(len(chunk["data"]) for chunk in chunks)
+        size = len(data) + sum(len(chunk[_CHUNK.index("data")]) for chunk in chunks)
         block = {
             "host_id": self._host_id,
             "id": number,
@@ -221,25 +241,17 @@ class SampleLog:
             "data": data,
         }
         connection.execute(insert(tables.block), block)
-        insert_many(connection, tables.chunk, chunks)
+        insert_many(connection, tables.chunk, _CHUNK, chunks)
         self._roll_up(connection, minutes, summaries)
         return block
 
     def _chunk(
         self, frame: Frame, series: int, summary: Summary, block: int, day: int
-    ) -> dict[str, Any]:
+    ) -> tuple[Any, ...]:
         column = frame.columns[series]
         version, data = codec.pack_column(column.values, column.index)
-        return {
-            "host_id": self._host_id,
-            "day": day,
-            "block_id": block,
-            "series_id": series,
-            "codec": version,
-            "crc": codec.checksum(data, summary.n, summary.low, summary.high, summary.last),
-            "data": data,
-            **_numbers(summary, _CHUNK_NUMBERS),
-        }
+        crc = codec.checksum(data, summary.n, summary.low, summary.high, summary.last)
+        return (self._host_id, day, block, series, version, crc, data, *_of_chunk(summary))
 
     def _roll_up(
         self,
@@ -250,21 +262,10 @@ class SampleLog:
         """Add a block's summaries to what is there: an hour's are made of its minutes'."""
         for table, period_ns in ROLLUPS:
             found = by_period(minutes, MINUTE_NS, period_ns)
-            rows = [
-                {
-                    "host_id": self._host_id,
-                    "period": period,
-                    "series_id": series,
-                    **_numbers(found[period, series], _ROLLUP_NUMBERS),
-                }
-                for period, series in sorted(found)
-            ]
-            add_rollups(connection, table, rows)
-        peaks = [
-            {"host_id": self._host_id, "series_id": i, **_numbers(summaries[i], _PEAK_NUMBERS)}
-            for i in sorted(summaries)
-        ]
-        add_peaks(connection, tables.peak, peaks)
+            rows = [(self._host_id, *key, *_of_rollup(found[key])) for key in sorted(found)]
+            add_rollups(connection, table, _ROLLUP, rows)
+        peaks = [(self._host_id, i, *_of_peak(summaries[i])) for i in sorted(summaries)]
+        add_peaks(connection, tables.peak, _PEAK, peaks)
 
     def _register(self, connection: sqlalchemy.Connection, wanted: Iterable[Series]) -> None:
         """Give every new series, and every new thing that one is about, a number."""
@@ -340,8 +341,13 @@ def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[begin : begin + size]
 
 
-def _numbers(summary: Summary, names: tuple[str, ...]) -> dict[str, Any]:
-    return dict(zip(names, attrgetter(*names)(summary), strict=True))
+def _read_back(rows: Iterable[Any]) -> Frame:
+    """Return the frame of rows of `tick`; one that is damaged is left out."""
+    frame = Frame()
+    for row in rows:
+        with contextlib.suppress(StoreDamagedError):
+            frame.append(tick_frame(row))
+    return frame
 
 
 def _pieces(frame: Frame) -> Iterator[Frame]:

@@ -34,6 +34,9 @@ PLAIN, DEFLATED = 1, 2
 """Codec versions, stored beside each blob."""
 
 _TOKEN = re.compile(rb"[\x80-\xff]*[\x00-\x7f]", re.DOTALL)
+_SHORT = 32
+"""Bytes of a column of one value that are not worth the time to deflate them."""
+
 _MEMO_ITEMS = 1 << 12
 """Integers that are remembered; each takes some 100 bytes for good."""
 
@@ -84,7 +87,10 @@ def decode(data: bytes) -> list[int]:
 
 def pack(values: Iterable[int]) -> tuple[int, bytes]:
     """Return (codec version, blob) of a stream of integers, whichever codec is shorter."""
-    plain = encode(values)
+    return _shorter(encode(values))
+
+
+def _shorter(plain: bytes) -> tuple[int, bytes]:
     squeezer = zlib.compressobj(6, zlib.DEFLATED, -12, 5)
     deflated = squeezer.compress(plain) + squeezer.flush()
     return (DEFLATED, deflated) if len(deflated) < len(plain) else (PLAIN, plain)
@@ -127,7 +133,7 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
     deltas = list(map(sub, values[1:], values))
     together = reduce(or_, deltas, 0)
     if not together:
-        return _pack_constant(values[0], len(values), index and tuple(index))
+        return _pack_constant(values[0], len(values), None if index is None else tuple(index))
     shift = (together & -together).bit_length() - 1
     stream = [shift, values[0]]
     stream += [delta >> shift for delta in deltas] if shift else deltas
@@ -137,9 +143,16 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
 
 
 @lru_cache(maxsize=512)
-def _pack_constant(value: int, n: int, index: Sequence[int] | None) -> tuple[int, bytes]:
+def _pack_constant(value: int, n: int, index: tuple[int, ...] | None) -> tuple[int, bytes]:
     """Return the column of a value that stays: most columns are one, and the same for a while."""
-    return pack([0, value, *repeat(0, n - 1), *_steps(index or ())])
+    plain = encode((0, value)) + _rest_of_constant(n, index)
+    return (PLAIN, plain) if len(plain) <= _SHORT else _shorter(plain)
+
+
+@lru_cache(maxsize=64)
+def _rest_of_constant(n: int, index: tuple[int, ...] | None) -> bytes:
+    """Return what follows a column's first value: the same for all that were read together."""
+    return encode([*repeat(0, n - 1), *_steps(index or ())])
 
 
 def unpack_column(codec: int, blob: bytes, n: int) -> tuple[list[int], list[int] | None]:

@@ -274,16 +274,17 @@ class Frame:
 
         In the order in which they were read: a clock that jumps brings a period a second time.
         """
-        cuts: dict[tuple[int, ...] | None, list[tuple[int, int, int]]] = {}
+        cuts: dict[tuple[int, ...] | None, list[_Cut]] = {}
         found = {}
         for series, column in self.columns.items():
-            values, times = column.values, self.column_times(column)
+            values = column.values
             key = None if column.index is None else tuple(column.index)
             if key not in cuts:
-                cuts[key] = list(_stretches(times, period_ns))
+                cuts[key] = list(_cuts(self.column_times(column), period_ns))
+            stays = values.count(values[0]) == len(values)
             found[series] = [
-                (period, summarize(values[begin:end], times[begin:end]))
-                for period, begin, end in cuts[key]
+                (period, _constant(values[0], times) if stays else summarize(values[a:b], times))
+                for period, a, b, times in cuts[key]
             ]
         return found
 
@@ -344,10 +345,22 @@ def _single(row: InstantRow) -> list[InstantRow]:
     return [(t_ns, tuple(part), list(part.values())) for part in parts]
 
 
-def _stretches(times: Sequence[int], period_ns: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (period number, begin, end) of neighbours in the same period."""
+_Cut = tuple[int, int, int, Sequence[int]]
+"""(period number, begin, end, times) of neighbours in the same period."""
+
+
+def _cuts(times: Sequence[int], period_ns: int) -> Iterator[_Cut]:
     begin = 0
     for period, group in groupby(times, lambda t_ns: t_ns // period_ns):
-        end = begin + len(list(group))
-        yield period, begin, end
+        part = list(group)
+        end = begin + len(part)
+        yield period, begin, end, part
         begin = end
+
+
+def _constant(value: int, times: Sequence[int]) -> Summary:
+    """Return what `summarize` does of a value that stays."""
+    n = len(times)
+    return Summary(
+        n, value, times[0], value, times[0], float(value * n), min(times), max(times), value
+    )

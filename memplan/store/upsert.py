@@ -13,6 +13,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 __all__ = ["Rows", "add_peaks", "add_rollups", "insert_many", "insert_new", "replace_rows"]
 
 Rows = Sequence[dict[str, Any]]
+"""A few rows."""
+
+Columns = tuple[str, ...]
+Tuples = Sequence[tuple[Any, ...]]
+"""Thousands of rows: values in the order of their columns."""
 
 
 def _insert(connection: sqlalchemy.Connection, table: sqlalchemy.Table) -> Any:
@@ -39,12 +44,16 @@ def insert_new(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows:
         connection.execute(_insert(connection, table).on_conflict_do_nothing(), rows)
 
 
-def insert_many(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
-    """Insert many rows of the same columns."""
-    _run_many(connection, table, rows, lambda: _insert(connection, table))
+def insert_many(
+    connection: sqlalchemy.Connection, table: sqlalchemy.Table, columns: Columns, rows: Tuples
+) -> None:
+    """Insert many rows."""
+    _run_many(connection, table, columns, rows, lambda: _insert(connection, table))
 
 
-def add_rollups(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
+def add_rollups(
+    connection: sqlalchemy.Connection, table: sqlalchemy.Table, columns: Columns, rows: Tuples
+) -> None:
     """Insert summaries, merging each into the one of the same period and series."""
 
     def statement() -> Any:
@@ -52,10 +61,12 @@ def add_rollups(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows
         total = table.c.total + new.excluded.total
         return _merging(new, table, total=total, last=new.excluded.last)
 
-    _run_many(connection, table, rows, statement)
+    _run_many(connection, table, columns, rows, statement)
 
 
-def add_peaks(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: Rows) -> None:
+def add_peaks(
+    connection: sqlalchemy.Connection, table: sqlalchemy.Table, columns: Columns, rows: Tuples
+) -> None:
     """Insert peaks, merging each into the one of the same series."""
 
     def statement() -> Any:
@@ -65,7 +76,7 @@ def add_peaks(connection: sqlalchemy.Connection, table: sqlalchemy.Table, rows: 
         last = case((new.last_t_ns > old.last_t_ns, new.last_t_ns), else_=old.last_t_ns)
         return _merging(insertion, table, first_t_ns=first, last_t_ns=last)
 
-    _run_many(connection, table, rows, statement)
+    _run_many(connection, table, columns, rows, statement)
 
 
 def _merging(statement: Any, table: sqlalchemy.Table, **others: Any) -> Any:
@@ -81,14 +92,16 @@ def _merging(statement: Any, table: sqlalchemy.Table, **others: Any) -> Any:
     return statement.on_conflict_do_update(index_elements=_keys(table), set_=merged)
 
 
-_TEXTS: dict[tuple[str, str], tuple[str, list[str] | None]] = {}
-"""(dialect, table) -> statement, and the order of its parameters where they have no names."""
+_TEXTS: dict[tuple[str, str, Columns], tuple[str, Columns | None]] = {}
+"""(dialect, table, columns) -> statement, and the order of its parameters where they have no
+names."""
 
 
 def _run_many(
     connection: sqlalchemy.Connection,
     table: sqlalchemy.Table,
-    rows: Rows,
+    columns: Columns,
+    rows: Tuples,
     statement: Callable[[], Any],
 ) -> None:
     """Run a table's one statement of this module for many rows, by the driver itself.
@@ -98,10 +111,15 @@ def _run_many(
     if not rows:
         return
     dialect = connection.dialect
-    key = (f"{dialect.name}+{dialect.driver}", table.name)
+    key = (f"{dialect.name}+{dialect.driver}", table.name, columns)
     if key not in _TEXTS:
-        compiled = statement().compile(dialect=dialect, column_keys=list(rows[0]))
-        _TEXTS[key] = (str(compiled), compiled.positiontup if compiled.positional else None)
+        compiled = statement().compile(dialect=dialect, column_keys=list(columns))
+        positional = tuple(compiled.positiontup or ()) if compiled.positional else None
+        _TEXTS[key] = (str(compiled), positional)
     text, order = _TEXTS[key]
-    parameters: Any = rows if order is None else list(map(itemgetter(*order), rows))
+    parameters: Any = rows
+    if order is None:
+        parameters = [dict(zip(columns, row, strict=True)) for row in rows]
+    elif order != columns:
+        parameters = list(map(itemgetter(*map(columns.index, order)), rows))
     connection.exec_driver_sql(text, parameters)

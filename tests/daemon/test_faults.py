@@ -54,6 +54,7 @@ def test_two_processes_of_one_number_in_one_tick_are_two_identities():
         first = subprocess.Popen(["sleep", "60"])
         group = tracked(ProcFolder(), first.pid)
         held = group.members[first.pid]
+        known = ProcFolder().stats()
         first.kill()
         first.wait()
         last.write_text(str(first.pid - 1))
@@ -67,6 +68,7 @@ def test_two_processes_of_one_number_in_one_tick_are_two_identities():
             other = group.members[second.pid]
             assert other.label == f"{second.pid}#2"
             assert other.status() is not None
+            assert ProcFolder().stats(known)[second.pid].inode != known[first.pid].inode
             hits += 1
             same_start += other.identity.start_ticks == held.identity.start_ticks
             if held.identity.inode is not None:  # since Linux 6.9

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from memplan_daemon.proc import ProcFolder, kib_fields, parse_stat
-from memplan_daemon.tree import SCAN_SHARE, ProcessTable, Tree
+from memplan_daemon.tree import ALL_ANEW, SCAN_SHARE, ProcessTable, Tree
 
 from memplan.testing import ManualClock
 
@@ -110,14 +110,67 @@ def test_a_held_process_is_gone_after_it_was_reaped():
     held.close()
 
 
+@pytest.fixture
+def listed(monkeypatch):
+    """Return a table of the real processes, and a function: whom the next listing reads."""
+    table, real = ProcessTable(ProcFolder(), ManualClock()), os.open
+    opened = []
+
+    def noting(path, *args, **kwargs):
+        opened.append(path)
+        return real(path, *args, **kwargs)
+
+    def read():
+        opened.clear()
+        monkeypatch.setattr("memplan_daemon.proc.os.open", noting)
+        table.expire()
+        table.refresh()
+        monkeypatch.undo()
+        return {int(path.partition("/")[0]) for path in opened if str(path).endswith("/stat")}
+
+    return table, read
+
+
+def test_processes_that_stay_are_read_twice_and_now_and_then(listed):
+    """The second time because of exec; the kernel's listing tells who is still the same."""
+    table, read = listed
+    with subprocess.Popen(["sleep", "60"]) as child:
+        reads = [child.pid in read() for _ in range(ALL_ANEW + 2)]
+        assert reads == [True, True] + [False] * (ALL_ANEW - 2) + [True, False]
+        assert table.stats[child.pid].parent == os.getpid()
+        child.kill()
+        child.wait()
+    read()
+    assert child.pid not in table.stats
+
+
+def test_an_orphan_is_read_again_at_once(listed):
+    """Its parent ended: it has another one now."""
+    table, read = listed
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo $!; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        orphan = int(parent.stdout.readline())
+        for _ in range(3):
+            read()
+        assert table.stats[orphan].parent == parent.pid
+        parent.stdin.close()
+        parent.wait()
+        assert orphan in read()
+        assert table.stats[orphan].parent not in {parent.pid, 0}
+        os.kill(orphan, signal.SIGKILL)
+
+
 def test_an_expensive_scan_is_not_repeated_at_once(proc):
     """After a scan that took 50 ms the next one is at least half a second later."""
     clock = ManualClock()
 
     class Slow(ProcFolder):
-        def stats(self):
+        def stats(self, known=None):
             clock.advance(0.05)
-            return super().stats()
+            return super().stats(known)
 
     table = ProcessTable(Slow(proc.root), clock)
     assert table.refresh()
