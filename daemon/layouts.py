@@ -120,22 +120,46 @@ class Layouts:
 
 def _look_through(groups: list[Found]) -> _Known:
     items = [item for group in groups for item in group]
-    readings = [item for item in items if isinstance(item, Reading)]
+    readings = [item for item in items if type(item) is Reading]
+    if len(readings) == len(items):
+        return _Known(groups, readings, [])
     events = [item for item in items if isinstance(item, Event)]
     return _Known(None if events else groups, readings, events)
 
 
 def _moved(before: _Known, now: _Known) -> list[Reading]:
     """Return what is stored in a thin tick, and note of each process what is stored by then."""
-    stored = before.stored
-    if stored is None:
-        stored = {reading[:2]: reading for reading in before.readings}
-    now.stored = stored
+    now.stored = before.stored
+    if len(now.readings) == len(before.readings):
+        found = _moved_in_place(before, now)
+        if found is not None:
+            return found
+    if now.stored is None:
+        now.stored = {reading[:2]: reading for reading in before.readings}
     found = []
     for reading in now.readings:
-        if stored.get(reading[:2]) != reading:
-            stored[reading[:2]] = reading
+        if now.stored.get(reading[:2]) != reading:
+            now.stored[reading[:2]] = reading
             found.append(reading)
         elif not reading.entity.startswith(_PROCESS):
             found.append(reading)
+    return found
+
+
+def _moved_in_place(before: _Known, now: _Known) -> list[Reading] | None:
+    """Return the same where each reading stands where it stood before; None where it does not.
+
+    A reading that is still the same object needs no look-up, and most are.
+    """
+    found, stored = [], now.stored
+    for reading, last in zip(now.readings, before.readings, strict=True):
+        if reading is last:
+            if not reading[0].startswith(_PROCESS):
+                found.append(reading)
+        elif reading[:2] != last[:2]:
+            return None
+        elif reading[2] != last[2] or not reading[0].startswith(_PROCESS):
+            found.append(reading)
+            if stored is not None:
+                stored[reading[:2]] = reading
     return found

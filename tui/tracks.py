@@ -19,8 +19,9 @@ __all__ = ["KEPT_POINTS", "Track", "Tracks", "Window"]
 KEPT_POINTS = 4096
 """Points of one series while it is watched; beyond, of neighbours the extremes stay."""
 
-_GONE_NS = 5 * 10**9
-"""A process without a sample for so long, as the run went on, has ended."""
+_GONE_NS = 60 * 10**9
+"""A process without a sample for so long, as the run went on, has ended, though nobody has seen it
+end. One that does not move is stored every 15 s, or more seldom where the daemon must save."""
 
 Key = tuple[str, str]
 """Entity and metric."""
@@ -252,7 +253,9 @@ class Tracks:
             last = track.last(at_ns)
             if not entity.startswith("process:") or last is None:
                 continue
-            if track.times[last] >= newest - _GONE_NS:
+            final = self.series.get((entity, "final_rss_bytes"))
+            ended = final.last(at_ns) if final is not None else None
+            if ended is None and track.times[last] >= newest - _GONE_NS:
                 pid = int(entity.removeprefix("process:"))
                 phase = doing.get(pid)
                 found.append(

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
-from memplan_daemon.proc import ProcFolder, kib_fields
+from memplan_daemon.proc import ProcFolder
 
 __all__ = ["HostCollector", "OomKills"]
+
+_MEMORY = re.compile(rb"^(Mem|Swap)(Total|Free|Available):\s+(\d+) kB$", re.MULTILINE)
+"""The lines of meminfo that are wanted: a tenth of it."""
 
 _STALL = re.compile(rb"^(some|full) .*total=(\d+)", re.MULTILINE)
 _KILLED = re.compile(
@@ -53,14 +56,14 @@ class HostCollector:
         if data is None:
             yield Gap("host", "total_bytes", "no-permission")
             return
-        fields = kib_fields(data)
-        total, available = fields.get("MemTotal"), fields.get("MemAvailable")
+        fields = {kind + what: int(kib) * 1024 for kind, what, kib in _MEMORY.findall(data)}
+        total, available = fields.get(b"MemTotal"), fields.get(b"MemAvailable")
         values = {
             "total_bytes": total,
             "available_bytes": available,
-            "free_bytes": fields.get("MemFree"),
+            "free_bytes": fields.get(b"MemFree"),
             "used_bytes": _difference(total, available),
-            "swap_bytes": _difference(fields.get("SwapTotal"), fields.get("SwapFree")),
+            "swap_bytes": _difference(fields.get(b"SwapTotal"), fields.get(b"SwapFree")),
         }
         for metric, value in values.items():
             if value is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memplan_daemon.clock import Clock
 from memplan_daemon.collectors.base import ALWAYS_IN_FULL, Gap, Reading, Watch
 from memplan_daemon.collectors.rollup import Budget, Rollups
-from memplan_daemon.proc import Process
+from memplan_daemon.proc import Process, Statms
 
 __all__ = ["ProcessCollector"]
 
@@ -69,14 +69,20 @@ class _State:
     """Each process's last values, by label: they become its final row."""
     processes: tuple[Process, ...] = ()
     """The processes of the last tick."""
+    files: Statms | None = None
+    """Their statm files; None for so few that each is read in full."""
     statms: Sequence[bytes | None] = ()
-    """Their statm files."""
+    """What these said."""
     members: dict[Process, _Member] = field(default_factory=dict)
     """What was read of them; who is gone, or has no memory of its own, is not in it."""
     found: dict[int, Values] = field(default_factory=dict)
     """Values by process id, less those that live in their parent's memory."""
-    fast: list[Reading | Gap] = field(default_factory=list)
-    """What is read of them in every tick."""
+    sums: Values = field(default_factory=dict)
+    """Their sums over the tree."""
+    fast: list[Reading] = field(default_factory=list)
+    """What is read of them in every tick: first each one's, then the sums."""
+    places: dict[Process, int] = field(default_factory=dict)
+    """Where in it a process begins."""
 
 
 class ProcessCollector:
@@ -125,28 +131,33 @@ class ProcessCollector:
     def _update(self, state: _State, watch: Watch) -> list[Reading]:
         """Read who may have moved; return the final rows of those that are gone since."""
         processes = tuple(watch.members.values())
-        if len(processes) <= ALWAYS_IN_FULL:
-            statms: list[bytes | None] = [None] * len(processes)
-        else:
-            statms = [process.statm() for process in processes]
-        whom: Iterable[Process] = processes
-        if not watch.in_full and processes == state.processes:
-            if statms == state.statms and None not in statms:
+        same = processes == state.processes
+        if not same:
+            few = len(processes) <= ALWAYS_IN_FULL
+            state.processes, state.files = processes, None if few else Statms(processes)
+        before = state.statms
+        state.statms = state.files.read() if state.files is not None else [None] * len(processes)
+        if same and not watch.in_full:
+            if state.statms == before and None not in before:
                 return []
-            pairs = zip(processes, statms, state.statms, strict=True)
-            whom = [one for one, now, before in pairs if now != before or now is None]
+            trios = zip(processes, state.statms, before, strict=True)
+            moved = [(p, now) for p, now, then in trios if now != then or now is None]
+            if _stepped(state, moved):
+                return []
+        else:
+            moved = list(zip(processes, state.statms, strict=True))
         known = state.members
         state.members = {p: m for p in processes if (m := known.get(p)) is not None}
-        statm_of = dict(zip(processes, statms, strict=True))
-        for process in whom:
-            member = _read(process, statm_of[process], known.get(process))
+        for process, statm in moved:
+            member = _read(process, statm, known.get(process))
             if member is not None:
                 state.members[process] = member
             else:
                 state.members.pop(process, None)
-        state.processes, state.statms = processes, statms
         state.found = _found(state.members)
-        state.fast = [*_fast(state), *_tree(state)]
+        state.places, state.fast = _fast(state)
+        state.sums = _sums(state.found.values())
+        state.fast += _tree(state, (m.get("hwm_bytes", 0) for m in state.found.values()))
         return list(_ended(state))
 
     def _slow(self, state: _State, watch: Watch) -> list[Reading]:
@@ -227,11 +238,48 @@ def _largest(state: _State) -> Container[int]:
     return set(sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST])
 
 
-def _fast(state: _State) -> Iterator[Reading]:
+def _fast(state: _State) -> tuple[dict[Process, int], list[Reading]]:
+    """Return what is read of processes in every tick, and where in it each begins."""
     largest = _largest(state)
+    places: dict[Process, int] = {}
+    readings: list[Reading] = []
     for process, member in state.members.items():
         if process.pid in largest:
-            yield from member.fast
+            places[process] = len(readings)
+            readings += member.fast
+    return places, readings
+
+
+def _stepped(state: _State, moved: Sequence[tuple[Process, bytes | None]]) -> bool:
+    """Take in who has moved where that changes numbers and nothing else; tell whether it was so.
+
+    If not, everything is to be put together anew: somebody came or went, has other readings than
+    before, lives in its parent's memory, or the largest are to be chosen.
+    """
+    if len(state.places) != len(state.processes):
+        return False
+    fast, marks, found = list(state.fast), [], state.found
+    for process, statm in moved:
+        before = state.members[process]
+        member = _read(process, statm, before)
+        if member is None or member.values.keys() != before.values.keys():
+            return False
+        if member is before:
+            continue
+        place, values = state.places[process], member.values
+        fast[place : place + len(member.fast)] = member.fast
+        for metric in state.sums:
+            state.sums[metric] += values.get(metric, 0) - before.values.get(metric, 0)
+        state.members[process] = member
+        found[process.pid] = state.last[process.label] = values
+        marks.append(values.get("hwm_bytes", 0))
+    if any(found[p.pid] == found.get(state.members[p].parent) for p, _ in moved):
+        return False
+    if marks:
+        tree = _tree(state, marks)
+        fast[len(fast) - len(tree) :] = tree
+        state.fast = fast
+    return True
 
 
 def _slower(state: _State) -> Iterator[Reading]:
@@ -273,16 +321,28 @@ def _parent(status: bytes) -> int:
     return int(words[0]) if words and words[0].isdigit() else 0
 
 
-def _tree(state: _State) -> Iterator[Reading]:
-    processes = list(state.found.values())
-    if not processes:
-        return
+def _sums(found: Collection[Values]) -> Values:
+    """Return the sums of what each process, or at least one, has."""
+    every = {}
     for metric in _SUMMED:
-        values = [process[metric] for process in processes if metric in process]
+        values = [process[metric] for process in found if metric in process]
         if values:
-            yield Reading("tree", metric, sum(values))
-    total = sum([process["rss_bytes"] for process in processes])
-    marks = [process.get("hwm_bytes", 0) for process in processes]
-    state.hwm_bytes = max(state.hwm_bytes, total, *marks)
-    yield Reading("tree", "hwm_bytes", state.hwm_bytes)
-    yield Reading("tree", "processes_count", len(processes))
+            every[metric] = sum(values)
+    return every
+
+
+def _tree(state: _State, marks: Iterable[int]) -> list[Reading]:
+    """Return the tree's readings.
+
+    Args:
+        state: with its sums.
+        marks: the processes' own high-water marks, at least those that are new.
+    """
+    if not state.found:
+        return []
+    state.hwm_bytes = max(state.hwm_bytes, state.sums["rss_bytes"], *marks)
+    return [
+        *(Reading("tree", metric, value) for metric, value in state.sums.items()),
+        Reading("tree", "hwm_bytes", state.hwm_bytes),
+        Reading("tree", "processes_count", len(state.found)),
+    ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+from dataclasses import replace
 
 import pytest
 from memplan_daemon.collectors.base import ALWAYS_IN_FULL, HOST, Event, Gap, Reading, Watch
@@ -106,6 +108,48 @@ def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
     assert found["process:10", "hwm_bytes"] == 1000 * KIB
     assert found["process:11", "hwm_bytes"] == 9000 * KIB
     assert tick(3, "medium", "still")["process:10", "hwm_bytes"] == 9000 * KIB
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_carried_on_from_tick_to_tick_is_what_is_read_at_once(proc, seed):
+    """Processes move, come, go, and live in their parents' memory for a while."""
+    dice, collector = random.Random(seed), ProcessCollector(ManualClock())
+    there = {}
+
+    def move(pid, rss, parent=1):
+        there[pid] = rss
+        proc.add(pid, parent, rss=rss, anon=rss // 2, hwm=rss)
+        proc.write(f"{pid}/statm", f"9 {rss} 0 0 0 0 0\n")
+
+    def remove(pid):
+        del there[pid]
+        proc.remove(pid)
+        proc.held.pop(pid)
+
+    for pid in range(10, 10 + 2 * ALWAYS_IN_FULL):
+        move(pid, 100 + pid)
+    for tick in range(60):
+        what = dice.choice(["move"] * 6 + ["both", "share", "come", "go"])
+        if what == "come":
+            move(max(there) + 1, dice.randrange(100, 999))
+        elif what == "go" and len(there) > ALWAYS_IN_FULL + 1:
+            remove(dice.choice(sorted(there)))
+        else:
+            first, second = dice.sample(sorted(there), 2)
+            move(first, dice.randrange(100, 999))
+            if what == "both":
+                move(second, dice.randrange(100, 999))
+            elif what == "share":
+                move(second, there[first], parent=first)
+        due = frozenset(("still", "medium") if tick % 7 == 0 else ())
+        held = members(proc, *sorted(there))
+        asked = Watch(run_id="r-1", pid=10, members=held, tick=tick, due=due)
+        found = read(collector, asked)
+        once = read(ProcessCollector(ManualClock()), replace(asked, due=frozenset()))
+        del once["tree", "hwm_bytes"]
+        assert {key: found.get(key) for key in once} == once
+        living = {key for key in found if key[1] in {"rss_bytes", "rss_anon_bytes"}}
+        assert living == {key for key in once if key[1] in {"rss_bytes", "rss_anon_bytes"}}
 
 
 def test_the_mark_of_one_process_is_exact_between_samples(proc):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec
-from memplan.store.frame import Frame, merge, summarize
+from memplan.store.frame import Column, Frame, merge, summarize
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 PAGES = st.integers(0, 2**20).map(lambda n: n * 4096)
@@ -43,6 +43,24 @@ def test_a_column_comes_back_with_its_positions(values, data):
     index = [sum(steps[: i + 1]) for i in range(len(steps))]
     version, blob = codec.pack_column(values, index)
     assert codec.unpack_column(version, blob, len(values)) == (values, index)
+
+
+@given(INT64, st.integers(1, 200), st.data())
+def test_a_column_of_one_value_comes_back_and_is_summarised_as_any_other(value, n, data):
+    """It takes a shorter way through both."""
+    steps = data.draw(st.lists(st.integers(1, 3), min_size=n, max_size=n))
+    index = [sum(steps[: i + 1]) - 1 for i in range(n)]
+    version, blob = codec.pack_column([value] * n, index)
+    assert codec.unpack_column(version, blob, n) == ([value] * n, index)
+    clock = st.integers(0, 3 * 60 * 10**9)
+    times = data.draw(st.lists(clock, min_size=index[-1] + 1, max_size=index[-1] + 1))
+    frame = Frame(times=times, columns={1: Column(values=[value] * n, index=index)})
+    found = [part for _, part in frame.stretches(60 * 10**9)[1]]
+    at, mine = 0, [times[i] for i in index]
+    for part in found:
+        assert part == summarize([value] * part.n, mine[at : at + part.n])
+        at += part.n
+    assert at == n
 
 
 def test_memory_that_moves_in_pages_takes_a_byte_for_each_move():

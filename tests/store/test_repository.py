@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import sqlite3
@@ -30,6 +31,8 @@ BEGIN = T0 // HOUR * HOUR
 
 HOST = Series(run_id=None, entity="host", metric="used_bytes")
 GPU = Series(run_id=None, entity="gpu:GPU-1", metric="used_bytes")
+CALM = Series(run_id=None, entity="daemon", metric="open_files_count")
+LATE = Series(run_id=None, entity="gpu:GPU-2", metric="used_bytes")
 
 
 def wave(i):
@@ -115,6 +118,34 @@ def test_a_chunk_is_found_by_its_block(tmp_path):
     steps = [row[3] for row in rows]
     assert steps[0].startswith("SEARCH block")
     assert steps[1] == "SEARCH chunk USING PRIMARY KEY (host_id=? AND day=? AND block_id=?)"
+
+
+def test_a_block_is_the_same_from_memory_and_from_ticks_that_are_read_back(tmp_path):
+    """One writer goes on until the block is made, of the other each batch is another life."""
+    tables = ("tick", "block", "chunk", "rollup_1m", "rollup_1h", "peak")
+
+    def samples(begin, end):
+        for i in range(begin, end):
+            for series, each in ((HOST, 1), (GPU, 15), (CALM, 5), (LATE, 7 if i > 90 else 999)):
+                if i % each == 0:
+                    value = 4096 if series is CALM else wave(i)
+                    yield Sample(series=series, t_ns=BEGIN + i * NS, value=value)
+
+    def stored(path, lives):
+        for batches in lives:
+            with LocalWriter(path) as writer:
+                for begin in batches:
+                    writer.write_samples(list(samples(begin, begin + 25)))
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return [
+                connection.execute(f"SELECT * FROM {t} ORDER BY 1, 2, 3, 4").fetchall()
+                for t in tables
+            ]
+
+    begins = range(0, 300, 25)
+    kept = stored(tmp_path / "a.db", [begins])
+    assert all(kept)
+    assert kept == stored(tmp_path / "b.db", [[begin] for begin in begins])
 
 
 def test_peaks_are_those_of_all_samples(anywhere):

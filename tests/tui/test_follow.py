@@ -7,9 +7,11 @@ from factories import T0, make_run, make_sample
 from memplan_tui import follow
 from memplan_tui.messages import Request
 from memplan_tui.poller import GLANCED_RUNS, Poller
+from memplan_tui.tracks import Tracks
 
 from memplan.store.reader import StoreReader
 from memplan.store.writer import LocalWriter
+from memplan.types import Series
 
 S = 10**9
 GOING = {"status": "running", "ended_ns": None, "exit_code": None}
@@ -140,3 +142,25 @@ def test_a_first_look_chooses_among_few_runs(tmp_path):
     assert len(source.glance(MINUTE).runs) == GLANCED_RUNS
     assert len(source.poll(MINUTE).runs) == GLANCED_RUNS + 3
     source.close()
+
+
+def test_a_process_that_does_not_move_lives_until_its_final_row():
+    """It is stored every quarter of a minute; without a final row it has ended after a minute."""
+    tracks = Tracks("r")
+
+    def seen(entity, metric, *seconds):
+        times = [T0 + s * S for s in seconds]
+        series = Series(run_id="r", entity=entity, metric=metric)
+        tracks.add({series: (times, [7] * len(times))})
+
+    def living(seconds):
+        return sorted(process.pid for process in tracks.processes((), T0 + seconds * S))
+
+    seen("tree", "rss_bytes", *range(100))
+    for pid in (1, 2, 3):
+        seen(f"process:{pid}", "rss_bytes", 0)
+    seen("process:2", "final_rss_bytes", 5)
+    seen("process:3", "rss_bytes", 15, 30, 45, 60, 75, 90)
+    assert living(4) == [1, 2, 3]
+    assert living(59) == [1, 3]
+    assert living(99) == [3]
