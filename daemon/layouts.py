@@ -151,7 +151,7 @@ def _moved_in_place(before: _Known, now: _Known) -> list[Reading] | None:
 
     A reading that is still the same object needs no look-up, and most are.
     """
-    found, stored = [], now.stored
+    found, changed = [], []
     for reading, last in zip(now.readings, before.readings, strict=True):
         if reading is last:
             if not reading[0].startswith(_PROCESS):
@@ -160,6 +160,7 @@ def _moved_in_place(before: _Known, now: _Known) -> list[Reading] | None:
             return None
         elif reading[2] != last[2] or not reading[0].startswith(_PROCESS):
             found.append(reading)
-            if stored is not None:
-                stored[reading[:2]] = reading
+            changed.append(reading)
+    if now.stored is not None:
+        now.stored |= {reading[:2]: reading for reading in changed}
     return found

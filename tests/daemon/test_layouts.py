@@ -55,6 +55,16 @@ def test_a_thin_tick_stores_of_single_processes_what_is_not_stored_already():
     assert stored(10, rss(1, 5), rss(2, 5)) == [TREE, rss(2, 5)], "one that was gone meanwhile"
 
 
+def test_one_that_moves_as_another_takes_the_place_of_a_third_is_stored():
+    """As many readings as before, but not of the same processes."""
+    layouts = Layouts()
+    first, second, third = (Reading(f"process:{n}", "rss_bytes", 5) for n in range(3))
+    layouts.sort_out("r", 1, [[first, second, TREE]])
+    assert layouts.sort_out("r", 2, [[first, second]], thin=True) == ([], [])
+    (sample,), _ = layouts.sort_out("r", 3, [[first._replace(value=6), third]], thin=True)
+    assert [series.entity for series in sample.series] == ["process:0", "process:2"]
+
+
 def test_the_first_tick_of_a_run_is_never_thin():
     """There is nothing stored that could stand for it."""
     layouts, found = Layouts(), Reading("process:1", "rss_bytes", 5)
