@@ -8,6 +8,10 @@ PEERS := .venv-peers
 # What `make test` leaves to the other targets.
 QUICK := not sweep and not faults and not limits and not engines and not llamacpp
 
+# Two workers, each with modules of its own until it has none left and takes half of the other's: a
+# fixture of a module that starts real processes is made once, not once in each.
+TWICE := -n 2 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test sweep faults limits engines reference llamacpp check format bench peers docs messages captures clean
 
@@ -24,13 +28,13 @@ demo: $(STAMP) ## Plan a small real model, run it, sample it, print plan beside 
 	$(BIN)/memplan demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
+	$(BIN)/python -m pytest $(TWICE) -m "$(QUICK)"
 
 sweep: $(STAMP) ## Hold every causal language model of transformers against the planner (minutes)
-	$(BIN)/python -m pytest -n 2 -m sweep
+	$(BIN)/python -m pytest $(TWICE) -m sweep
 
 faults: $(STAMP) ## Kill, fill, damage and stall: the daemon and its store must survive (minutes)
-	$(BIN)/python -m pytest -n 2 -m faults
+	$(BIN)/python -m pytest $(TWICE) -m faults
 
 $(ENGINES)/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/bare.txt
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)

@@ -88,6 +88,4 @@ def main(rank, ranks, folder):
 if __name__ == "__main__":
     if not MALLOC.items() <= os.environ.items():
         sys.exit(f"{MALLOC} must be in the environment")
-    import torch.multiprocessing
-
-    torch.multiprocessing.spawn(main, (int(sys.argv[2]), sys.argv[1]), int(sys.argv[2]))
+    parallel_worker.start(main, int(sys.argv[2]), sys.argv[1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import unittest.mock
+from typing import ClassVar
 
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGEST_ON_CPU = 600_000_000
 
@@ -58,12 +61,64 @@ def cache_bytes(model, tokens):
 
 def _measured(model, tokens, device):
     ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
-    with torch.no_grad():
+    fast = _Remembered() if device == "meta" else contextlib.nullcontext()
+    with torch.no_grad(), fast:
         output = model(input_ids=ids, use_cache=True)
     found = {}
     for name in ("past_key_values", "cache_params", "state", "mems"):
         collect(getattr(output, name, None), found, set())
     return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
+class _Remembered(TorchDispatchMode):
+    """Asks torch once what an operator makes of meta tensors of some shapes: it takes 0.2 ms.
+
+    What changes an argument or takes a real one runs each time. A view comes out as a tensor of its
+    own, which is as good where only shapes and dtypes are read.
+    """
+
+    known: ClassVar[dict] = {}
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if operator._schema.is_mutable or not all(map(_is_meta, (*args, *kwargs.values()))):
+            return operator(*args, **kwargs)
+        key = operator, torch.get_default_dtype(), _seen(args), _seen(tuple(kwargs.items()))
+        found = self.known.get(key)
+        if found is None:
+            result = operator(*args, **kwargs)
+            self.known[key] = _rule(result)
+            return result
+        kind, facts = found
+        if kind is None:
+            return operator(*args, **kwargs)
+        made = [torch.empty_strided(*fact[:2], dtype=fact[2], device="meta") for fact in facts]
+        return made[0] if kind is torch.Tensor else kind(made)
+
+
+def _is_meta(value):
+    """Say whether there is no tensor with values in an argument."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_meta, value))
+    return not isinstance(value, torch.Tensor) or value.is_meta
+
+
+def _seen(value):
+    """Return what of an argument decides the shape of a result."""
+    if isinstance(value, torch.Tensor):
+        return type(value), value.shape, value.stride(), value.dtype, value.requires_grad
+    if isinstance(value, list | tuple):
+        return tuple(_seen(item) for item in value)
+    return type(value), value
+
+
+def _rule(result):
+    """Return (type, shape, stride and dtype of each) of what an operator made of meta tensors."""
+    items = result if type(result) in (list, tuple) else [result]
+    if not all(type(item) is torch.Tensor and item.is_meta for item in items):
+        return None, ()
+    kind = torch.Tensor if items is not result else type(result)
+    return kind, [(item.shape, item.stride(), item.dtype) for item in items]
 
 
 def collect(value, found, seen):

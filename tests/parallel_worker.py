@@ -9,6 +9,7 @@ FOLDER/gathered.json says what FSDP2 gathers at most.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -196,10 +197,25 @@ def gathered(ranks, folder):
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    import torch.multiprocessing
+def start(main, ranks, *given):
+    """Run main(rank, ranks, *given) in a process for each rank and wait for all.
 
+    They are forked off after the imports, which take longer than the steps. No operator may have
+    run on several threads before: those would be missing in the children.
+    """
+    import torch.distributed.fsdp
+    import torch.multiprocessing
+    from transformers import LlamaForCausalLM  # noqa: F401 - so that no rank imports it anew
+
+    gc.freeze()  # a rank that collects garbage looks at its own
+    torch.multiprocessing.start_processes(main, (ranks, *given), ranks, start_method="fork")
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
     where, count = sys.argv[1], int(sys.argv[2])
     build().save_pretrained(where)
+    start(everything, count, where)
     gathered(count, where)
-    torch.multiprocessing.spawn(everything, (count, where), count)

@@ -24,7 +24,9 @@ class Memo:
     """Runs operators under a FakeTensorMode and remembers the shapes of what they return.
 
     Not remembered: operators on real, complex or sparse tensors or on known constants, those whose
-    result depends on values, and those that change the shape of an argument.
+    result depends on values, and those that change the shape of an argument. Numbers that become
+    constants, and rows that are filled with them, take a short way of their own: a mask that a
+    loop fills row by row has hundreds of thousands.
     """
 
     def __init__(self, mode: Any) -> None:
@@ -42,6 +44,8 @@ class Memo:
         self._fake = FakeTensor
         self._no_dispatch = no_dispatch
         self._device_of = torch.ops.prim.device.default
+        self._lift = torch.ops.aten.lift_fresh.default
+        self._fill = torch.ops.aten.fill_.Tensor
         self._values = (type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
         tags = torch.Tag
         self._varying = {tags.data_dependent_output, tags.dynamic_output_shape, tags.inplace_view}
@@ -51,6 +55,10 @@ class Memo:
         """Return what an operator returns."""
         if func is self._device_of and type(args[0]) is self._fake:
             return args[0].fake_device
+        if func is self._lift and self._is_number(args[0]):
+            return self._constant(args[0])
+        if func is self._fill and self._fills(*args):
+            return args[0]
         tensors: list[Any] = []
         try:
             key = self._key(func, args, kwargs, tensors)
@@ -71,6 +79,24 @@ class Memo:
                 again = self._again(result, tensors, [place[0] for place in before])
         self._known[key] = again
         return result
+
+    def _is_number(self, value: Any) -> bool:
+        """Say whether a value is what torch makes of a number: real, without dimensions."""
+        plain = type(value) is self._torch.Tensor and not value.dim()
+        return plain and value.device.type == "cpu" and not value.requires_grad
+
+    def _constant(self, number: Any) -> Any:
+        """Return a number as a fake tensor whose value is known, as FakeTensorMode does."""
+        with self._no_dispatch():
+            plain = self._torch.empty((), dtype=number.dtype, device="meta")
+            made = self._fake(self._mode, plain, number.device, constant=number.clone())
+        self._mode.fake_tensor_converter.add_constant_storage_mapping(made)
+        return made
+
+    def _fills(self, filled: Any, value: Any) -> bool:
+        """Say whether a tensor of unknown values is filled with a number, known or not."""
+        fakes = type(filled) is self._fake and type(value) is self._fake
+        return fakes and filled.constant is None and not value.dim()
 
     def _place(self, tensor: Any) -> tuple[Any, ...]:
         storage = tensor.untyped_storage()

@@ -22,6 +22,10 @@ def _run_as_it_is(operator: Any, args: tuple[Any, ...], named: dict[str, Any]) -
     return operator(*args, **named)
 
 
+_WHERE = "prim::device"
+"""Asks where a tensor is, and makes none: two of three calls."""
+
+
 def _key(storage: Any) -> int:
     return int(storage._cdata)  # noqa: SLF001 - the same for every view, and nothing public is
 
@@ -38,6 +42,7 @@ class Tracker:
         self.recording = Recording()
         """What was seen."""
         self._known: dict[int, tuple[int, Any]] = {}
+        self._names: dict[Any, str] = {}
         self._modules = [""]
 
     def number(self, tensor: Any) -> int | None:
@@ -124,7 +129,12 @@ class Tracker:
     ) -> Any:
         """Run an operator, with what it takes inside alive beside its results."""
         recording, module = self.recording, self._modules[-1]
-        hidden = scratch(operator._schema.name, args)  # noqa: SLF001 - no public name without overload
+        name = self._names.get(operator)
+        if name is None:
+            name = self._names[operator] = operator._schema.name  # noqa: SLF001 - no public name without overload
+        if name == _WHERE:
+            return run(operator, args, named)
+        hidden = scratch(name, args)
         number = recording.add(hidden, module, operator) if hidden else None
         result = run(operator, args, named)
         if isinstance(result, tuple | list):

@@ -19,7 +19,7 @@ from memplan.store.migrate import HEAD, copy_path
 from memplan.store.reader import StoreReader
 from memplan.store.writer import LocalWriter
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 TICKS = 50_000
 SAMPLES = TICKS * old_database.SERIES

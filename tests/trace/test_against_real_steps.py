@@ -23,12 +23,12 @@ pytestmark = [
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "intermediate_size": 688,
+    "hidden_size": 128,
+    "intermediate_size": 344,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "vocab_size": 2000,
+    "vocab_size": 1000,
     "max_position_embeddings": 8192,
 }
 MIXTRAL = {
@@ -212,7 +212,7 @@ def test_steps_within_backward_keep_no_gradients():
         for name in ("adamw", "adamw-in-backward")
     )
     assert early.optimizer_bytes == usual.optimizer_bytes
-    assert early.gradients_bytes == 2 * 2000 * 256
+    assert early.gradients_bytes == 2 * 1000 * 128
     assert usual.gradients_bytes == usual.weights_bytes
     steps = [p.peak_bytes for t in (usual, early) for p in t.phases if p.name == "step 2"]
     assert steps[0] - steps[1] >= usual.gradients_bytes - early.gradients_bytes

@@ -126,3 +126,36 @@ def test_what_depends_on_values_runs_each_time(fakes):
     for _ in range(2):
         assert memo.run(counting, (torch.empty(1, 2),), {}).shape == (2,)
     assert counting.runs == 2
+
+
+def test_a_number_keeps_its_value_until_it_is_written_to(fakes):
+    """As FakeTensorMode's own: known, a scalar on the host, unknown once something is added."""
+    import torch
+
+    mode, memo = fakes
+    aten = torch.ops.aten
+    for value in (3.0, 7, True):
+        with memo._no_dispatch():
+            real = torch.tensor(value)
+        number = memo.run(aten.lift_fresh.default, (real,), {})
+        assert facts(number) == facts(mode.fake_tensor_converter.from_real_tensor(mode, real))
+        assert number.item() == value
+    assert memo.run(aten.add.Tensor, (number, 1), {}).item() == 2
+    number.logical_or_(torch.empty((), dtype=torch.bool))
+    with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+        number.item()
+
+
+def test_filling_returns_what_is_filled_and_forgets_its_value(fakes):
+    """A row and a constant; what is no number goes the long way."""
+    import torch
+
+    _, memo = fakes
+    fill = torch.ops.aten.fill_.Tensor
+    row, number = torch.empty(4, 6)[2], torch.tensor(0.5)
+    assert memo.run(fill, (row, number), {}) is row
+    known = torch.tensor(1.0)
+    assert memo.run(fill, (known, torch.empty(())), {}) is known
+    assert known.constant is None
+    with pytest.raises(RuntimeError, match="0-dimension"):
+        memo.run(fill, (row, torch.empty(2)), {})

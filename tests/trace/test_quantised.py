@@ -19,12 +19,12 @@ pytestmark = [
 CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "intermediate_size": 768,
+    "hidden_size": 128,
+    "intermediate_size": 384,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "vocab_size": 2048,
+    "vocab_size": 1024,
     "max_position_embeddings": 2048,
     "dtype": "bfloat16",
 }
