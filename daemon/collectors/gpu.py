@@ -245,14 +245,13 @@ class GpuCollector:
         members = tuple(watch.members.values())
         state = self._runs.get(run_id)
         known = state.shares if state is not None and state.members == members else {}
-        fresh = {uuid: gpu.processes for uuid, gpu in self._gpus.items() if gpu.fresh}
-        shares = {
-            uuid: share
-            if (share := known.get(uuid)) is not None and share.processes is processes
-            else _share(uuid, processes, watch.members, share)
-            for uuid, processes in fresh.items()
-        }
-        if state is None or shares != known:
+        shares, same = {}, state is not None
+        for uuid, gpu in self._gpus.items():
+            if gpu.fresh:
+                before = known.get(uuid)
+                shares[uuid] = share = _share(uuid, gpu.processes, watch.members, before)
+                same = same and share is before
+        if state is None or not same or len(shares) != len(known):
             items: list[Reading | Gap] = []
             for share in shares.values():
                 items += share.readings.values()
@@ -269,10 +268,16 @@ def _share(
     before: _Share | None,
 ) -> _Share:
     """Return what each process has of a GPU, and the sum; what is the same is the same object."""
+    if before is not None and before.processes is processes:
+        return before
     known = before.readings if before is not None else {}
+    mine = processes.keys() & members.keys()
+    if not mine and before is not None and not known:
+        before.processes = processes
+        return before
     readings: dict[int, Reading | Gap] = {}
     total: int | None = None
-    for pid in processes.keys() & members.keys():
+    for pid in mine:
         value, reading = processes[pid], known.get(pid)
         if value is None:
             entity = f"process:{members[pid].label}/gpu:{uuid}"

@@ -7,11 +7,12 @@ made only when what it is expected to cost has been saved up.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memplan_daemon.clock import NS, Clock
-from memplan_daemon.proc import Process, kib_fields
+from memplan_daemon.proc import Process
 
 __all__ = ["Budget", "Rollups"]
 
@@ -49,6 +50,8 @@ class Budget:
         """Take off what a reading did cost; that may be more than was there."""
         self._saved_ns -= cost_ns
 
+
+_LINE = re.compile(rb"^(Pss|Private_Clean|Private_Dirty|Private_Hugetlb):\s+(\d+) kB", re.MULTILINE)
 
 _NEVER = -(2**63)
 """When a process was asked that was not."""
@@ -133,11 +136,9 @@ def _expected(known: _Known, rss: int) -> float:
 
 
 def _rollup(member: Process) -> dict[str, int] | None:
-    fields = kib_fields(member.read("smaps_rollup") or b"")
-    if "Pss" not in fields:
+    lines = _LINE.findall(member.read("smaps_rollup") or b"")
+    pss = [int(kib) for name, kib in lines if name == b"Pss"]
+    if not pss:
         return None
-    private = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
-    return {
-        "pss_bytes": fields["Pss"],
-        "uss_bytes": sum(fields.get(name, 0) for name in private),
-    }
+    private = sum(int(kib) for name, kib in lines if name != b"Pss")
+    return {"pss_bytes": pss[0] * 1024, "uss_bytes": private * 1024}

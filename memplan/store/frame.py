@@ -167,13 +167,21 @@ class Frame:
         at = 0
         for ids, alike in groupby(rows, itemgetter(1)):
             values = [row[2] for row in alike]
-            places = range(at, at := at + len(values))
-            for series, stretch in zip(ids, zip(*values, strict=True), strict=True):
-                column = columns.get(series)
-                if column is None:
-                    column = columns[series] = Column(values=[], index=[])
-                column.values.extend(stretch)
-                column.index.extend(places)  # type: ignore[union-attr]
+            for series in ids:
+                if series not in columns:
+                    columns[series] = Column(values=[], index=[])
+            if len(values) == 1:
+                for series, value in zip(ids, values[0], strict=True):
+                    column = columns[series]
+                    column.values.append(value)
+                    column.index.append(at)  # type: ignore[union-attr]
+            else:
+                places = range(at, at + len(values))
+                for series, stretch in zip(ids, zip(*values, strict=True), strict=True):
+                    column = columns[series]
+                    column.values.extend(stretch)
+                    column.index.extend(places)  # type: ignore[union-attr]
+            at += len(values)
         for column in columns.values():
             if len(column.values) == len(rows):
                 column.index = None
@@ -246,8 +254,10 @@ class Frame:
         for column in columns:
             values = column.values
             stream.append(values[0])
-            stream += map(sub, values[1:], values)
-            stream += column.index or ()
+            if len(values) > 1:
+                stream += map(sub, values[1:], values)
+            if column.index is not None:
+                stream += column.index
         return codec.pack(stream)
 
     @classmethod
