@@ -218,7 +218,8 @@ class _Daemon:
     def close(self) -> None:
         """End everything."""
         self._closing.close()
-        _log.info("ended after %d samples", self._base.sampler.counts.samples_written)
+        counts = self._base.sampler.counts  # what waits is written when the store is closed
+        _log.info("ended after %d samples", counts.samples_written + counts.samples_waiting)
 
     def _sign_of_life(self) -> None:
         """Tell the watchdog that the sampler's loop goes round: a sampler that hangs stops it."""
