@@ -28,7 +28,9 @@ class Counts:
     late_ticks: int = 0
     """Ticks that were due while the one before was still running: skipped, never made up for."""
     samples_written: int = 0
-    """Samples that the store has taken."""
+    """Samples that the store has committed: they survive a kill."""
+    samples_waiting: int = 0
+    """Samples in memory: held back to be written together, or refused so far."""
     samples_dropped: int = 0
     """Samples given up because the store refused them for too long."""
     lateness_ns: int = 0

@@ -30,7 +30,7 @@ from memplan_daemon.shipping import Shipping
 from memplan_daemon.tree import ProcessTable
 from memplan_daemon.watching import Watches
 
-from memplan.errors import DaemonError, MemplanError
+from memplan.errors import DaemonError, MemplanError, UsageError
 from memplan.store.readonly import shown
 from memplan.store.remote import socket_path
 from memplan.wire import agent_path
@@ -68,6 +68,8 @@ def run_daemon(database: str, read: Callable[[], DaemonSettings]) -> None:
     raise_descriptor_limit()
     with _logging(), local_writer(database) as writer:
         if problem := sqlite_problem():
+            _log.warning("%s", problem)
+        for problem in settings.problems:
             _log.warning("%s", problem)
         daemon = _Daemon(database, writer, settings, read)
         try:
@@ -218,7 +220,8 @@ class _Daemon:
     def close(self) -> None:
         """End everything."""
         self._closing.close()
-        _log.info("ended after %d samples", self._base.sampler.counts.samples_written)
+        counts = self._base.sampler.counts  # what waits is written when the store is closed
+        _log.info("ended after %d samples", counts.samples_written + counts.samples_waiting)
 
     def _sign_of_life(self) -> None:
         """Tell the watchdog that the sampler's loop goes round: a sampler that hangs stops it."""
@@ -240,6 +243,8 @@ class _Daemon:
 
     def _reload_or_raise(self) -> None:
         new = self._read()
+        if new.problems:
+            raise UsageError(new.problems[0], hint="memplan config show names the files")
         self._exporters.apply(new.prometheus, new.otlp)
         try:
             self._ship(new)

@@ -63,6 +63,8 @@ class DaemonStatus:
     """Seconds between its samples."""
     samples_written: int | None = None
     """Samples that it has committed."""
+    samples_waiting: int | None = None
+    """Samples that it has in memory only, until its next flush."""
     samples_dropped: int | None = None
     """Samples that it had to give up."""
     watching: tuple[str, ...] = ()
@@ -230,6 +232,7 @@ def daemon_status(database: str) -> DaemonStatus:
         since_ns=found["since_ns"],
         interval_s=found["interval_s"],
         samples_written=found["samples_written"],
+        samples_waiting=found.get("samples_waiting"),
         samples_dropped=found["samples_dropped"],
         watching=tuple(found["watching"]),
         store_error=found["store_error"],

@@ -118,6 +118,7 @@ class Sampler:
         self._layouts = Layouts()
         self._failing: set[int] = set()
         self._over: list[str] = []
+        self._taken = 0  # samples that the store has, in its memory or on disk
         self._buffer: deque[_Tick] = deque()
         self._extra: list[Instant] = []
         self._extra_found: list[tuple[str | None, Found]] = []
@@ -234,6 +235,8 @@ class Sampler:
             self.store_gone = isinstance(error, DaemonError)
             self._trim()
             return
+        finally:
+            self.update_counts()
         degraded = getattr(self.writer, "degraded", "") if self._staged else ""
         if degraded:
             if degraded != self.store_error:
@@ -242,6 +245,13 @@ class Sampler:
         elif self.store_error:
             _log.info("the store takes samples again")
             self.store_error, self.store_gone = "", False
+
+    def update_counts(self) -> None:
+        """Bring what is written and what waits up to date: others may have made the store flush."""
+        staged = int(getattr(self.writer, "waiting", 0))
+        given_up = int(getattr(self.writer, "dropped", 0))
+        self.counts.samples_written = self._taken - staged - given_up
+        self.counts.samples_waiting = staged + sum(len(tick.samples) for tick in self._buffer)
 
     @property
     def dropped(self) -> int:
@@ -352,7 +362,7 @@ class Sampler:
             batch = Instants(instant for tick in ticks for instant in tick.samples.instants)
             write = self.writer.stage_samples if self._staged else self.writer.write_samples
             write(batch)
-            self.counts.samples_written += size
+            self._taken += size
             for _ in range(count):
                 self._buffer.popleft()
 

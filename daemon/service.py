@@ -154,6 +154,7 @@ class Service:
 
     def _status(self, arguments: Arguments, session: Session) -> dict[str, Any]:
         sampler, counts, parts = self._sampler, self._sampler.counts, self.parts
+        sampler.update_counts()
         budget = sampler.budget
         found = {
             **self._ping(arguments, session),
@@ -163,6 +164,7 @@ class Service:
             "late_ticks": counts.late_ticks,
             "lateness_ns": counts.lateness_ns,
             "samples_written": counts.samples_written,
+            "samples_waiting": counts.samples_waiting,
             "samples_dropped": sampler.dropped,
             "cpu_share": budget.share if budget is not None else None,
             "stretch": budget.stretch if budget is not None else 1.0,

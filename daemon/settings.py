@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from memplan_daemon.access import group_id
+from memplan_daemon.sampler import SHORTEST_INTERVAL_S
 from memplan_daemon.watching import Rule, parse_rule
 
 from memplan import config
 from memplan.errors import UsageError
+from memplan.store.open import seconds
 from memplan.units import parse_bytes
 
 __all__ = ["DaemonSettings", "read_settings"]
@@ -42,6 +46,8 @@ class DaemonSettings:
     """Copy samples there, too."""
     fleet_outbox_bytes: int = 0
     """Bytes that may wait for it."""
+    problems: tuple[str, ...] = ()
+    """What is set and makes no sense, but is overridden: it would count one day."""
 
 
 def read_settings(
@@ -55,28 +61,49 @@ def read_settings(
 
     Raises UsageError for one that makes no sense, with its name.
     """
-    values = {value.setting.name: value.value for value in config.load()}
-    wanted = (*values["watch"].replace(",", " ").split(), *rules)
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+    for values in config.everywhere():
+        name = values[0].setting.name
+        overridden = name == "interval" and interval_s is not None
+        if name in _READ:
+            if not overridden:
+                found[name] = _READ[name](values[0].value)
+            problems += filter(None, map(_problem, values if overridden else values[1:]))
     return DaemonSettings(
-        interval_s=_number("interval", values["interval"]) if interval_s is None else interval_s,
-        rules=tuple(parse_rule(text) for text in wanted),
-        cpu_share=_number("cpu_budget", values["cpu_budget"]) / 100,
-        gid=group_id(values["group"]),
-        store_commands=_switch("store_commands", values["store_commands"]),
-        prometheus=_address(values["prometheus"]),
-        otlp=_url(values["otlp"]),
-        fleet=_fleet(values["fleet"]),
-        fleet_raw=_switch("fleet_raw", values["fleet_raw"]),
-        fleet_outbox_bytes=parse_bytes(values["fleet_outbox"]),
+        interval_s=found["interval"] if interval_s is None else interval_s,
+        rules=(*found["watch"], *map(parse_rule, rules)),
+        cpu_share=found["cpu_budget"] / 100,
+        gid=found["group"],
+        store_commands=found["store_commands"],
+        prometheus=found["prometheus"],
+        otlp=found["otlp"],
+        fleet=found["fleet"],
+        fleet_raw=found["fleet_raw"],
+        fleet_outbox_bytes=found["fleet_outbox"],
+        problems=tuple(problems),
     )
 
 
-def _number(name: str, text: str) -> float:
+def _problem(value: config.Value) -> str:
+    """Return what is wrong with a value that does not count at the moment; "" for nothing."""
+    try:
+        _READ[value.setting.name](value.value)
+    except UsageError as error:
+        return f"{value.origin}: {value.setting.name}, which is overridden, is bad: {error}"
+    return ""
+
+
+def _rules(text: str) -> tuple[Rule, ...]:
+    return tuple(map(parse_rule, text.replace(",", " ").split()))
+
+
+def _number(name: str, text: str, least: float = 0.0) -> float:
     try:
         value = float(text)
     except ValueError as error:
         raise UsageError(f"{name} is not a number: {text!r}", hint="memplan config show") from error
-    if not 0 <= value <= 86400:
+    if not least <= value <= 86400:
         raise UsageError(f"{name} makes no sense: {text!r}", hint="memplan config show")
     return value
 
@@ -122,3 +149,32 @@ def _fleet(text: str) -> str:
             hint="fleet = postgresql+psycopg://HOST/NAME",
         )
     return text
+
+
+def _named(name: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a reader whose errors begin with the setting's name."""
+
+    def named(text: str) -> Any:
+        try:
+            return read(text)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}", hint=error.hint) from error
+
+    return named
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "interval": lambda text: _number("interval", text, SHORTEST_INTERVAL_S),
+    "watch": _rules,
+    "cpu_budget": lambda text: _number("cpu_budget", text),
+    "group": group_id,
+    "store_commands": lambda text: _switch("store_commands", text),
+    "prometheus": _address,
+    "otlp": _url,
+    "fleet": _fleet,
+    "fleet_raw": lambda text: _switch("fleet_raw", text),
+    **{name: _named(name, parse_bytes) for name in ("fleet_outbox", "database_cap")},
+    **{name: _named(name, seconds) for name in ("flush", "keep_raw", "keep_1m", "keep_1h")},
+}
+"""Setting -> what reads its text, and raises UsageError for a bad one. Those of the store count at
+a start only; they are read here so that a reload tells what is wrong."""

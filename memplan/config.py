@@ -7,7 +7,7 @@ pyproject.toml > the user's config.toml > default. Places by platformdirs.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,17 @@ from typing import Any
 
 from memplan.errors import UsageError
 
-__all__ = ["SETTINGS", "Origin", "Setting", "Value", "cache_dir", "load", "moved_keys", "setting"]
+__all__ = [
+    "SETTINGS",
+    "Origin",
+    "Setting",
+    "Value",
+    "cache_dir",
+    "everywhere",
+    "load",
+    "moved_keys",
+    "setting",
+]
 
 Origin = str
 """Where a value was set: "default", "MEMPLAN_DATABASE", or a file's path."""
@@ -220,20 +230,31 @@ def _flat(table: Any, prefix: str = "") -> dict[str, Any]:
 
 def load(environ: Mapping[str, str] = os.environ, folder: Path | None = None) -> tuple[Value, ...]:
     """Return every setting with its value and origin. Raises UsageError for a bad file."""
+    return tuple(values[0] for values in everywhere(environ, folder))
+
+
+def everywhere(
+    environ: Mapping[str, str] = os.environ, folder: Path | None = None
+) -> tuple[tuple[Value, ...], ...]:
+    """Return every setting with all its values, the one that counts first, the default last.
+
+    Raises UsageError for a bad file.
+    """
     layers = tuple((path, _file_values(path, keys)) for path, keys in _files(folder))
-    return tuple(_resolve(item, environ, layers) for item in _settings().values())
+    return tuple(tuple(_found(item, environ, layers)) for item in _settings().values())
 
 
-def _resolve(
+def _found(
     item: Setting, environ: Mapping[str, str], layers: tuple[tuple[Path, Mapping[str, Any]], ...]
-) -> Value:
+) -> Iterator[Value]:
+    """Yield a setting's values wherever it is set, the one that counts first."""
     variable = f"MEMPLAN_{item.name.upper()}"
     if environ.get(variable):
-        return Value(setting=item, value=environ[variable], origin=variable)
+        yield Value(setting=item, value=environ[variable], origin=variable)
     for path, values in layers:
         if item.name in values:
-            return Value(setting=item, value=str(values[item.name]), origin=str(path))
-    return Value(setting=item, value=item.default, origin="default")
+            yield Value(setting=item, value=str(values[item.name]), origin=str(path))
+    yield Value(setting=item, value=item.default, origin="default")
 
 
 def setting(name: str) -> Value:

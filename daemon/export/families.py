@@ -148,7 +148,7 @@ def _own(sampler: Sampler, snapshot: Snapshot) -> Iterable[Family]:
     numbers = {
         "ticks": (counts.ticks, True, "Ticks taken."),
         "events": (sampler.events.count, True, "Events seen."),
-        "samples_written": (counts.samples_written, True, "Samples that the store has taken."),
+        "samples_written": (counts.samples_written, True, "Samples that the store has committed."),
         "lateness_seconds": (counts.lateness_ns / 1e9, False, "Lateness of the newest tick."),
         "last_tick_timestamp_seconds": (snapshot.t_ns / 1e9, False, "When it ticked last."),
         "store_up": (int(not sampler.store_error), False, "1 while the store takes samples."),

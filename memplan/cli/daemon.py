@@ -190,11 +190,12 @@ def _lines(found: DaemonStatus) -> list[str]:
     assert found.since_ns is not None
     since = datetime.fromtimestamp(found.since_ns / 1e9).astimezone()
     share = "" if found.cpu_share is None else f", {found.cpu_share:.2%} of a core"
+    samples = f"{found.samples_written} written, {found.samples_waiting or 0} wait"
     lines = [
         f"running   pid {found.pid}, since {since:%Y-%m-%d %H:%M:%S}, every {found.interval_s:g} s"
         + share,
         *lines,
-        f"samples   {found.samples_written} written, {found.samples_dropped} dropped",
+        f"samples   {samples}, {found.samples_dropped} dropped",
         f"watching  {', '.join((*found.watches, *found.watching)) or 'the host only'}",
         *_gpu_lines(found),
         *_fleet_lines(found),

@@ -137,8 +137,10 @@ def ship(*, url: str | None, raw: bool) -> None:
         )
     shipper = Shipper(_database(), target, raw=raw)
     try:
+        shipper.connect()  # a wrong address is told though nothing may wait for it
         with local_writer(_database(), fleet=target) as writer:
             count = ship_all(shipper, writer.shipped)
     finally:
         shipper.close()
-    click.echo(f"shipped in {count} transactions")
+    went = f"shipped in {count} transaction{'s' if count > 1 else ''}"
+    click.echo(went if count else "up to date: nothing waits")

@@ -163,9 +163,11 @@ def _url_engine(url: str) -> sqlalchemy.Engine:
             if "connect_timeout" not in sqlalchemy.make_url(url).query:
                 options["connect_timeout"] = CONNECT_S
         return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args=options)
-    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+    except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:
+        # a port that is no number is quoted, and may be a piece of the password
+        what = "its port is no number" if isinstance(error, ValueError) else error
         raise StoreError(
-            f"cannot use the database URL: {error}",
+            f"cannot use the database URL: {what}",
             hint="pip install 'memplan[postgres]', then postgresql+psycopg://HOST/NAME",
         ) from error
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from memplan.store.append import HOUR_NS, MINUTE_NS, ROLLUPS, batched
 from memplan.store.engine import check_encoding, is_url, reader_engine, translated, writer_engine
 from memplan.store.migrate import migrate
 from memplan.store.partition import DAY_NS, Partitions
+from memplan.store.readonly import shown
 from memplan.store.upsert import replace_rows
 
 __all__ = ["Backoff", "Shipped", "Shipper", "ship_all"]
@@ -80,9 +82,12 @@ class Backoff:
 
 
 def check_url(url: str) -> None:
-    """Raise StoreError for what is no URL of a database."""
-    if not is_url(url):
-        raise StoreError(f"{url!r} is no database URL", hint="e.g. postgresql+psycopg://HOST/NAME")
+    """Raise StoreError for what is no URL of a PostgreSQL database; it may hold a password."""
+    if not (is_url(url) and url.startswith("postgresql")):
+        raise StoreError(
+            "the fleet's address is no database URL of PostgreSQL",
+            hint="e.g. postgresql+psycopg://HOST/NAME",
+        )
 
 
 class Shipper:
@@ -105,6 +110,16 @@ class Shipper:
         self._local: sqlalchemy.Engine | None = None
         self._remote: sqlalchemy.Engine | None = None
         self._partitions = Partitions()
+
+    def connect(self) -> None:
+        """Reach the fleet's database and bring its schema up to date.
+
+        A step does so by itself, where there is something to send.
+
+        Raises StoreError when it cannot be reached, or is not one that we can write to.
+        """
+        with translated(self._url):
+            self._connected()
 
     def step(self) -> Shipped:
         """Copy one batch. Raises StoreError when either side cannot be reached."""
@@ -144,12 +159,22 @@ class Shipper:
     def _connected(self) -> sqlalchemy.Engine:
         if self._remote is None:
             engine = writer_engine(self._url)
-            with engine.connect() as remote:
+            with self._reached(engine) as remote:
                 with remote.begin():
                     check_encoding(remote)
                 migrate(remote, self._url)
             self._remote = engine
         return self._remote
+
+    def _reached(self, engine: sqlalchemy.Engine) -> sqlalchemy.Connection:
+        """Return the first connection; where there is none, say where to look."""
+        try:
+            return engine.connect()
+        except sqlalchemy.exc.OperationalError as error:
+            raise StoreError(
+                f"cannot reach {shown(self._url)}: {' '.join(str(error.orig).split())}",
+                hint=f"try it: psql {_psql(self._url)}",
+            ) from error
 
     def close(self) -> None:
         """Give both connections back."""
@@ -157,6 +182,12 @@ class Shipper:
             if engine is not None:
                 engine.dispose()
         self._local = self._remote = None
+
+
+def _psql(url: str) -> str:
+    """Return the URL as PostgreSQL's own tools take it, quoted for a shell, without a password."""
+    scheme, _, rest = shown(url).replace(":***@", "@").partition("://")
+    return shlex.quote(f"{scheme.partition('+')[0]}://{rest}")
 
 
 def _remote_host(remote: sqlalchemy.Connection, key: str, name: str) -> int:

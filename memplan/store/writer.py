@@ -101,6 +101,11 @@ class LocalWriter:
         return self._core.degraded
 
     @property
+    def waiting(self) -> int:
+        """Staged samples that wait in memory."""
+        return self._staged.samples
+
+    @property
     def longest_batch_s(self) -> float:
         """Longest transaction of housekeeping so far, in seconds by the clock."""
         return self._core.retention.longest_s

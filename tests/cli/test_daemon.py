@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 
 import pytest
 
 from memplan.cli.main import run
+from memplan.store.reader import StoreReader
 from memplan.store.writer import LocalWriter
 
 
@@ -26,7 +29,7 @@ def test_start_status_stop(started, home, capsys):
     text = capsys.readouterr().out
     assert "every 0.05 s" in text
     assert str(home / "memplan.db") in text
-    assert "written, 0 dropped" in text
+    assert re.search(r"samples   \d+ written, \d+ wait, 0 dropped\n", text)
     assert run(["daemon", "start"]) == 2
     assert "already" in capsys.readouterr().err
     assert run(["daemon", "stop"]) == 0
@@ -42,6 +45,26 @@ def test_status_as_json(started, home, capsys):
     assert found["running"] is True
     assert found["kind"] == "daemon"
     assert found["database"] == str(home / "memplan.db")
+
+
+def test_status_calls_written_only_what_survives_a_kill(home, capsys, monkeypatch):
+    """What is held back to be written together waits."""
+
+    def told():
+        capsys.readouterr()
+        run(["daemon", "status", "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setenv("MEMPLAN_FLUSH", "3600")
+    assert run(["daemon", "start", "--interval", "0.05"]) == 0
+    try:
+        status = told()
+        assert status["samples_waiting"] > 0
+        assert status["samples_written"] == 0
+    finally:
+        os.kill(status["pid"], signal.SIGKILL)
+    with StoreReader(home / "memplan.db") as reader:
+        assert reader.samples(None).samples == ()
 
 
 def test_without_a_daemon_status_is_1_and_stop_is_no_error(home, capsys):

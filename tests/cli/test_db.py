@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 from factories import T0, make_device, make_phase, make_plan, make_run, make_sample
+from postgres import new_database
 
 from memplan.cli.main import run
 from memplan.errors import UsageError
@@ -207,3 +208,38 @@ def test_shipping_without_a_fleet_says_how(database, capsys):
     assert "--to postgresql" in capsys.readouterr().err
     assert run(["db", "ship", "--to", "nonsense"]) == 2
     assert "no database URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "hint"),
+    [
+        ("postgresql+psycopg://u:sesame@127.0.0.1:1/x", "cannot reach ", "psql postgresql://u@127"),
+        ("postgresql+psycopg://u:sesame@127.0.0.1:port/x", "port is no number", "HOST/NAME"),
+        ("mysql://u:sesame@127.0.0.1/x", "no database URL of PostgreSQL", "HOST/NAME"),
+    ],
+)
+def test_shipping_to_where_no_postgresql_is_says_so_though_nothing_waits(
+    home, capsys, url, said, hint
+):
+    """One line and where to look, never the password; an empty outbox needs no connection."""
+    pytest.importorskip("psycopg")
+    LocalWriter(home / "memplan.db").close()
+    assert run(["db", "ship", "--to", url]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    error, help_ = told.err.splitlines()
+    assert error.startswith("error: ")
+    assert said in error
+    assert help_.startswith("hint: ")
+    assert hint in help_
+    assert "sesame" not in told.err
+
+
+def test_shipping_says_what_went_and_that_nothing_waits(postgresql, database, capsys):
+    """The second time, and never before."""
+    url = new_database(postgresql)
+    said = []
+    for _ in range(2):
+        assert run(["db", "ship", "--to", url]) == 0
+        said.append(capsys.readouterr().out)
+    assert said == ["shipped in 1 transaction\n", "up to date: nothing waits\n"]

@@ -139,10 +139,29 @@ def test_settings_are_read_together(monkeypatch):
         ("OTLP", "localhost:4318"),
         ("GROUP", "no-such-group-here"),
         ("WATCH", "nonsense"),
+        ("FLEET_OUTBOX", "much"),
+        ("KEEP_RAW", "soon"),
+        ("DATABASE_CAP", "-"),
     ],
 )
 def test_a_bad_setting_is_refused(monkeypatch, name, value):
     """Above all one that would listen to the world."""
     monkeypatch.setenv(f"MEMPLAN_{name}", value)
     with pytest.raises(UsageError):
+        read_settings()
+
+
+def test_a_bad_setting_that_is_overridden_is_told(home, monkeypatch):
+    """By the command line, or by what is stronger than the file; it would count one day."""
+    file = home / "config" / "memplan" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('interval = "fast"\ncpu_budget = "much"\nkeep_raw = "2h"\n')
+    monkeypatch.setenv("MEMPLAN_CPU_BUDGET", "2")
+    found = read_settings(interval_s=2.0)
+    assert (found.interval_s, found.cpu_share) == (2.0, 0.02)
+    assert found.problems == (
+        f"{file}: interval, which is overridden, is bad: interval is not a number: 'fast'",
+        f"{file}: cpu_budget, which is overridden, is bad: cpu_budget is not a number: 'much'",
+    )
+    with pytest.raises(UsageError, match="interval is not a number"):
         read_settings()

@@ -224,6 +224,91 @@ def test_pss_of_a_tree_needs_every_process(proc):
     assert ("tree", "pss_bytes") not in found
 
 
+def slow_rollups(monkeypatch, clock, seconds):
+    """Let each smaps_rollup take so long; return whose were read."""
+    asked = []
+    real = Process.read
+
+    def slow(self, name):
+        if name == "smaps_rollup":
+            asked.append(self.pid)
+            clock.advance(seconds(self.pid))
+        return real(self, name)
+
+    monkeypatch.setattr(Process, "read", slow)
+    return asked
+
+
+def pss_of_ticks(proc, sizes):
+    """Return the PSS that is read of one process in ticks of 0.1 s, None where it is not."""
+    clock = ManualClock()
+    collector = ProcessCollector(clock)
+    found = []
+    for tick, rss in enumerate(sizes):
+        proc.add(10, rss=rss, pss=rss)
+        pss = read(collector, watch(proc, 10, tick=tick)).get(("tree", "pss_bytes"))
+        found.append(pss and pss // KIB)
+        clock.advance(0.1)
+    return found
+
+
+def test_pss_is_read_again_where_a_process_has_doubled(proc):
+    """A program that ends within the interval is known by more than its first moment."""
+    assert pss_of_ticks(proc, [100, 150, 199, 200, 300, 1000]) == [100, None, None, 200, None, 1000]
+
+
+def test_pss_is_read_again_where_a_process_has_grown_and_rests(proc):
+    """By a quarter; a page more or less is rest, and what shrinks is not read again."""
+    sizes = [1000, 1240, 1240, 1255, 1265, 1260, 900, 1265, 1265]
+    assert pss_of_ticks(proc, sizes) == [1000, None, None, 1255, *[None] * 5]
+    assert pss_of_ticks(proc, [1000, 1300, 1600, 1600]) == [1000, None, None, 1600]
+
+
+def test_pss_of_what_grows_stays_within_the_budget(proc, monkeypatch):
+    """Programs that double and shrink all the time are read no more often than others."""
+    clock = ManualClock()
+    collector = ProcessCollector(clock)
+    asked = slow_rollups(monkeypatch, clock, lambda _: 0.010)
+    for tick in range(600):
+        for pid in range(10, 14):
+            proc.add(pid, rss=1000 * 2 ** (tick % 8), pss=1)
+        read(collector, watch(proc, *range(10, 14), tick=tick))
+        clock.advance(0.1)
+    allowed = (LONGEST_NS / 1e9 + SHARE * 67) / 0.010
+    assert len(asked) <= allowed + 1
+
+
+def test_pss_of_a_process_that_was_small_is_still_read_when_it_is_large(proc, monkeypatch):
+    """What a reading of a small one costs is no measure of its gibibytes."""
+    clock = ManualClock()
+    collector = ProcessCollector(clock)
+    asked = slow_rollups(monkeypatch, clock, lambda _: 0.000_06)
+    proc.add(10, rss=300, pss=300)
+    read(collector, watch(proc, 10))
+    proc.add(10, rss=2 * 1024**2, pss=2 * 1024**2)
+    clock.advance(20)
+    read(collector, watch(proc, 10, tick=1))
+    assert asked == [10, 10]
+
+
+def test_a_process_whose_reading_took_too_long_holds_up_no_other(proc, monkeypatch):
+    """The machine was busy then: it is passed by, others go on, and it is asked again later."""
+    clock = ManualClock()
+    collector = ProcessCollector(clock)
+    costs = {10: iter([0.200, *[0.001] * 99])}
+    asked = slow_rollups(monkeypatch, clock, lambda pid: next(costs.get(pid, iter([0.001]))))
+    for pid in (10, 11):
+        proc.add(pid, rss=1000, pss=600)
+    seen = []
+    for tick in range(40):
+        seen.append(("tree", "pss_bytes") in read(collector, watch(proc, 10, 11, tick=tick)))
+        clock.advance(PSS_INTERVAL_S + 1)
+    assert asked.count(11) > 30
+    assert asked.count(10) > 30
+    assert not seen[1], "no sum with what is too old"
+    assert seen[-1]
+
+
 def test_pss_costs_the_targets_no_more_than_its_share_of_the_time(proc, monkeypatch):
     """Reads of 10 ms each: at first what was saved, then half a percent of what goes by."""
     clock = ManualClock()
@@ -231,16 +316,7 @@ def test_pss_costs_the_targets_no_more_than_its_share_of_the_time(proc, monkeypa
     for pid in range(10, 30):
         proc.add(pid, rss=1000, pss=600)
     proc.add(40, rss=PSS_LARGEST_BYTES // KIB + 1, pss=5)
-    asked = []
-    real = Process.read
-
-    def slow(self, name):
-        if name == "smaps_rollup":
-            asked.append(self.pid)
-            clock.advance(0.010)
-        return real(self, name)
-
-    monkeypatch.setattr(Process, "read", slow)
+    asked = slow_rollups(monkeypatch, clock, lambda _: 0.010)
     pids = (*range(10, 30), 40)
     for tick in range(61):
         read(collector, watch(proc, *pids, tick=tick))

@@ -63,6 +63,9 @@ def test_a_reload_takes_new_settings_and_a_bad_one_changes_nothing(daemons, data
     reload_daemon(database)
     assert daemon_status(database).interval_s == 0.2
     assert daemon_status(database).watches == {"name:nobody": []}
+    settings(home, 'interval = 0\notlp = "http://127.0.0.1:9/"\n')
+    with pytest.raises(UsageError, match="interval makes no sense"):
+        reload_daemon(database)
     settings(home, 'interval = 0.3\nwatch = "nonsense"\n')
     with pytest.raises(UsageError, match="nothing to watch"):
         reload_daemon(database)
@@ -76,6 +79,32 @@ def test_a_reload_takes_new_settings_and_a_bad_one_changes_nothing(daemons, data
     _, log = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "the settings stay as they were" in log
+
+
+def test_a_reload_tells_of_a_bad_setting_that_the_command_line_overrides(
+    daemons, database, home, until
+):
+    """A start warns, as there is nothing to keep; a reload keeps all as it was, and says why."""
+    settings(home, 'interval = "fast"\n')
+    process = daemons("--interval", "0.1")
+    until(lambda: daemon_status(database).running)
+    settings(home, 'interval = "faster"\nwatch = "name:nobody"\n')
+    done = memplan("daemon", "reload")
+    assert done.returncode == 2
+    assert "config.toml: interval, which is overridden, is bad: " in done.stderr
+    assert "'faster'" in done.stderr
+    assert daemon_status(database).watches == {}
+    settings(home, 'interval = 0\nprometheus = "off"\n')
+    assert memplan("daemon", "reload").returncode == 2
+    settings(home, 'interval = 0.5\nwatch = "name:nobody"\n')
+    assert memplan("daemon", "reload").returncode == 0
+    assert daemon_status(database).watches == {"name:nobody": []}
+    assert daemon_status(database).interval_s == 0.1
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    (warning,) = [line for line in log.splitlines() if "overridden" in line]
+    assert "'fast'" in warning
 
 
 def test_the_log_of_a_daemon_in_the_background_is_shown(database):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
-from memplan_daemon.clock import SystemClock
+from memplan_daemon.clock import NS, SystemClock
 from memplan_daemon.collectors.base import Reading
 from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.sampler import BATCH_SAMPLES, BUFFER_S, Sampler
 
 from memplan.errors import DaemonError, StoreError, UsageError
+from memplan.store.reader import StoreReader
+from memplan.store.writer import LocalWriter
 from memplan.testing import ManualClock
 
 KIB = 1024
@@ -36,7 +38,7 @@ def clock():
     return ManualClock()
 
 
-def make(clock, writer, *collectors, proc=None, interval=1.0, host=1.0):
+def make(clock, writer, *collectors, proc=None, interval=1.0, host=1.0, staged=False):
     return Sampler(
         clock=clock,
         collectors=collectors,
@@ -44,6 +46,7 @@ def make(clock, writer, *collectors, proc=None, interval=1.0, host=1.0):
         interval_s=interval,
         host_interval_s=host,
         proc=proc.folder if proc is not None else None,
+        staged=staged,
     )
 
 
@@ -183,11 +186,49 @@ def test_a_long_backlog_goes_in_parts_of_whole_ticks(clock, writer):
 
 
 def test_what_the_store_itself_gave_up_is_counted_too(clock, writer):
-    """Its ring is not endless."""
+    """Its ring is not endless; what fell out of it was never written."""
     sampler = make(clock, writer, Constant())
+    for _ in range(9):
+        sampler.tick()
+        clock.advance(1)
     writer.dropped = 7
     sampler.counts.samples_dropped = 1
+    sampler.update_counts()
     assert sampler.dropped == 8
+    assert sampler.counts.samples_written == 2
+
+
+def test_what_the_store_holds_back_waits_and_is_not_written(clock, tmp_path):
+    """A flush of its own, or one that a client causes, makes it written."""
+
+    def monotonic_s():
+        return clock.monotonic_ns() / NS
+
+    with LocalWriter(tmp_path / "m.db", flush_s=10, monotonic_s=monotonic_s) as store:
+        sampler = make(clock, store, Constant(), staged=True)
+        counts = sampler.counts
+        seen = []
+        for _ in range(12):
+            sampler.tick()
+            clock.advance(1)
+            seen.append((counts.samples_written, counts.samples_waiting))
+        assert seen == [*((0, i) for i in range(1, 11)), (11, 0), (11, 1)]
+        store.write_samples([])
+        sampler.update_counts()
+        assert (counts.samples_written, counts.samples_waiting) == (12, 0)
+        with StoreReader(tmp_path / "m.db") as reader:
+            assert len(reader.samples(None).samples) == 12
+
+
+def test_what_the_store_refuses_waits(clock, writer):
+    """Until it goes, or is given up."""
+    sampler = make(clock, writer, Constant())
+    writer.error = StoreError("full")
+    sampler.tick()
+    assert (sampler.counts.samples_written, sampler.counts.samples_waiting) == (0, 1)
+    writer.error = None
+    sampler.offer([])
+    assert (sampler.counts.samples_written, sampler.counts.samples_waiting) == (1, 0)
 
 
 def test_what_waits_at_the_end_is_counted_as_dropped(clock, writer):
