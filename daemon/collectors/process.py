@@ -43,8 +43,6 @@ Values = dict[str, int]
 class _Member:
     """One process as it was read in full the last time."""
 
-    statm: bytes | None
-    """Its statm then: while that is the same, so are all readings but marks and swap."""
     text: bytes
     """What its status had of interest then."""
     values: Values
@@ -72,7 +70,7 @@ class _State:
     files: Statms | None = None
     """Their statm files; None for so few that each is read in full."""
     statms: Sequence[bytes | None] = ()
-    """What these said."""
+    """What these said: while that is the same, so are all readings but marks and swap."""
     members: dict[Process, _Member] = field(default_factory=dict)
     """What was read of them; who is gone, or has no memory of its own, is not in it."""
     found: dict[int, Values] = field(default_factory=dict)
@@ -141,15 +139,15 @@ class ProcessCollector:
             if state.statms == before and None not in before:
                 return []
             trios = zip(processes, state.statms, before, strict=True)
-            moved = [(p, now) for p, now, then in trios if now != then or now is None]
+            moved = [p for p, now, then in trios if now != then or now is None]
             if _stepped(state, moved):
                 return []
         else:
-            moved = list(zip(processes, state.statms, strict=True))
+            moved = list(processes)
         known = state.members
         state.members = {p: m for p in processes if (m := known.get(p)) is not None}
-        for process, statm in moved:
-            member = _read(process, statm, known.get(process))
+        for process in moved:
+            member = _read(process, known.get(process))
             if member is not None:
                 state.members[process] = member
             else:
@@ -250,7 +248,7 @@ def _fast(state: _State) -> tuple[dict[Process, int], list[Reading]]:
     return places, readings
 
 
-def _stepped(state: _State, moved: Sequence[tuple[Process, bytes | None]]) -> bool:
+def _stepped(state: _State, moved: Sequence[Process]) -> bool:
     """Take in who has moved where that changes numbers and nothing else; tell whether it was so.
 
     If not, everything is to be put together anew: somebody came or went, has other readings than
@@ -259,9 +257,9 @@ def _stepped(state: _State, moved: Sequence[tuple[Process, bytes | None]]) -> bo
     if len(state.places) != len(state.processes):
         return False
     fast, marks, found = list(state.fast), [], state.found
-    for process, statm in moved:
+    for process in moved:
         before = state.members[process]
-        member = _read(process, statm, before)
+        member = _read(process, before)
         if member is None or member.values.keys() != before.values.keys():
             return False
         if member is before:
@@ -273,7 +271,7 @@ def _stepped(state: _State, moved: Sequence[tuple[Process, bytes | None]]) -> bo
         state.members[process] = member
         found[process.pid] = state.last[process.label] = values
         marks.append(values.get("hwm_bytes", 0))
-    if any(found[p.pid] == found.get(state.members[p].parent) for p, _ in moved):
+    if any(found[p.pid] == found.get(state.members[p].parent) for p in moved):
         return False
     if marks:
         tree = _tree(state, marks)
@@ -289,7 +287,7 @@ def _slower(state: _State) -> Iterator[Reading]:
             yield from member.slower
 
 
-def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Member | None:
+def _read(process: Process, before: _Member | None) -> _Member | None:
     """Read one process in full; None when it is gone or has no memory of its own."""
     data = process.status()
     if data is None:
@@ -297,7 +295,6 @@ def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Mem
     begin, end = data.find(b"\nPPid:"), data.find(b"\nThreads:")  # what is wanted lies here
     text = data[max(begin, 0) : end if end > begin else len(data)]
     if before is not None and before.text == text:
-        before.statm = statm
         return before
     values = {_STATUS[name]: int(kib) * 1024 for name, kib in _LINE.findall(text)}
     if "rss_bytes" not in values:
@@ -312,7 +309,7 @@ def _read(process: Process, statm: bytes | None, before: _Member | None) -> _Mem
         readings.append(reading)
     fast = [reading for reading in readings if reading.metric in _FAST]
     slower = [reading for reading in readings if reading.metric not in _FAST]
-    return _Member(statm, text, values, _parent(text), fast, slower)
+    return _Member(text, values, _parent(text), fast, slower)
 
 
 def _parent(status: bytes) -> int:

@@ -19,7 +19,7 @@ from memplan.models.vision import read_vision
 from memplan.types import Vision
 
 BYTES = {"float32": 4, "bfloat16": 2}
-VISION = Vision(rule="square", patch=14, hidden=128, intermediate=512, heads=4, layers=2)
+VISION = Vision(rule="square", patch=14, hidden=256, intermediate=1024, heads=4, layers=2)
 
 
 def peak(call):
@@ -35,7 +35,7 @@ def peak(call):
 
 
 @pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("inner", [128, 512])
+@pytest.mark.parametrize("inner", [256, 1024])
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_real_tower_holds_what_the_formula_says(kind, inner, dtype):
     """Four images in a CLIP or SigLIP tower, one with a wide and one with a narrow inner part."""
@@ -47,7 +47,7 @@ def test_a_real_tower_holds_what_the_formula_says(kind, inner, dtype):
     model, config = classes[kind]
     tower = model(
         config(
-            hidden_size=128,
+            hidden_size=256,
             intermediate_size=inner,
             num_hidden_layers=3,
             num_attention_heads=4,
@@ -66,7 +66,7 @@ def test_a_real_tower_holds_what_the_formula_says(kind, inner, dtype):
 
 
 @pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("inner", [128, 512, 1024])
+@pytest.mark.parametrize("inner", [256, 1024, 2048])
 def test_a_real_qwen_tower_holds_what_the_formula_says(inner, dtype):
     """A tower whose queries and keys are rotated in float32, with windows."""
     import torch
@@ -74,11 +74,11 @@ def test_a_real_qwen_tower_holds_what_the_formula_says(inner, dtype):
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
     config = Qwen2_5_VLVisionConfig(
-        hidden_size=128,
+        hidden_size=256,
         intermediate_size=inner,
         depth=2,
         num_heads=4,
-        out_hidden_size=256,
+        out_hidden_size=512,
         fullatt_block_indexes=[1],
     )
     tower = code.Qwen2_5_VisionTransformerPretrainedModel(config)
@@ -105,7 +105,7 @@ def towers(dtype):
     from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl
     from transformers.models.qwen3_vl import configuration_qwen3_vl, modeling_qwen3_vl
 
-    sizes = {"hidden_size": 128, "intermediate_size": 512}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024}
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4}
     plain = {**sizes, **layers, "image_size": 168, "patch_size": 14}
     deep = {"depth": 2, "num_heads": 4}
@@ -119,15 +119,15 @@ def towers(dtype):
 
     grid = torch.tensor([[1, 32, 32]])
     code = modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel
-    options = {"embed_dim": 128, "hidden_size": 256, "mlp_ratio": 4, **deep}
+    options = {"embed_dim": 256, "hidden_size": 512, "mlp_ratio": 4, **deep}
     qwen, config = made(code, configuration_qwen2_vl.Qwen2VLVisionConfig, **options)
     yield "qwen2_vl", config, (448, 448), 1, lambda: qwen(pixels(1024, 1176), grid_thw=grid)
     code = modeling_qwen3_vl.Qwen3VLVisionModel
-    options = {**sizes, **deep, "out_hidden_size": 256, "deepstack_visual_indexes": [1]}
+    options = {**sizes, **deep, "out_hidden_size": 512, "deepstack_visual_indexes": [1]}
     newer, config = made(code, configuration_qwen3_vl.Qwen3VLVisionConfig, **options)
     yield "qwen3_vl", config, (512, 512), 1, lambda: newer(pixels(1024, 1536), grid_thw=grid)
     code = modeling_pixtral.PixtralVisionModel
-    options = {**sizes, **layers, "head_dim": 32, "image_size": 512, "patch_size": 16}
+    options = {**sizes, **layers, "head_dim": 64, "image_size": 512, "patch_size": 16}
     pixtral, config = made(code, configuration_pixtral.PixtralVisionConfig, **options)
     yield "mistral3", config, (384, 512), 2, lambda: pixtral(pixels(2, 3, 512, 384))
     code = modeling_internvl.InternVLVisionModel
@@ -138,12 +138,12 @@ def towers(dtype):
     idefics, config = made(code, configuration_idefics3.Idefics3VisionConfig, **plain)
     yield "idefics3", config, (672, 336), 1, lambda: idefics(pixels(9, 3, 168, 168))
     code = modeling_llama4.Llama4VisionModel
-    wide = {"vision_output_dim": 512, "projector_input_dim": 512, "projector_output_dim": 512}
+    wide = {"vision_output_dim": 1024, "projector_input_dim": 1024, "projector_output_dim": 1024}
     llama, config = made(code, configuration_llama4.Llama4VisionConfig, **plain, **wide)
     yield "llama4", config, (336, 168), 1, lambda: llama(pixels(3, 3, 168, 168))
     code = modeling_mllama.MllamaVisionModel
     del plain["num_attention_heads"]
-    global_ = {"num_global_layers": 2, "attention_heads": 4, "vision_output_dim": 384}
+    global_ = {"num_global_layers": 2, "attention_heads": 4, "vision_output_dim": 768}
     options = {**plain, **global_, "intermediate_layers_indices": [0, 1]}
     mllama, config = made(code, configuration_mllama.MllamaVisionConfig, **options)
     shape = {"aspect_ratio_ids": torch.tensor([[6]]), "aspect_ratio_mask": torch.ones(1, 1, 4)}
