@@ -22,7 +22,7 @@ from memplan.errors import StoreDamagedError, StoreError, StoreFullError, StoreL
 from memplan.store import quarantine, tables
 from memplan.store.append import SampleLog
 from memplan.store.engine import check_encoding, driver, is_url, translated, writer_engine
-from memplan.store.lock import WriterLock, log_holders
+from memplan.store.lock import WriterLock, file_at, log_holders
 from memplan.store.migrate import migrate, refuse_stranger
 from memplan.store.retention import Policy, Retention, shrink
 from memplan.store.space import Ballast
@@ -82,8 +82,8 @@ class WriterConnection:
         self._batches = itertools.count(1)
         self.longest_checkpoint_s = 0.0
         """Longest time that a checkpoint took, which holds no lock but waits for the disk."""
-        self._inode: int | None = None
-        self._wal_inode: int | None = None
+        self._file: tuple[int, int] | None = None  # what is open at the moment
+        self._log_file: tuple[int, int] | None = None  # its log, also when it is closed again
         self._stale = False
         if self._lock is not None:
             self._lock.acquire()
@@ -107,8 +107,11 @@ class WriterConnection:
         if self.path is not None:
             refuse_stranger(self.path)
         self._engine = writer_engine(self.database)
+        opened = None if self.path is None else file_at(self.path)
         with translated(self.database):
             self._connection = self._engine.connect()
+        if self.path is not None and file_at(self.path) != opened:  # which one is open is unknown
+            raise StoreError(f"{self.path} was replaced while it was opened", hint="try again")
         if self._lock is None:
             self._take_advisory_lock()
         migrate(self._connection, self.database)
@@ -117,7 +120,7 @@ class WriterConnection:
             self.log = SampleLog(connection, self.host_id)
         self.retention = Retention(self.begin, self.host_id, self.policy)
         if self.path is not None:
-            self._inode, self._wal_inode = _inode(self.path), _inode(self._wal)
+            self._file, self._log_file = opened, file_at(self._wal)
 
     def _take_advisory_lock(self) -> None:
         with self.begin() as connection:
@@ -184,15 +187,15 @@ class WriterConnection:
         """Begin anew where the file was removed or replaced: what went into it would be lost."""
         if self.path is None or self._lock is None:
             return
-        if self._connection is not None and _inode(self.path) == self._inode:
+        if self._file is not None and file_at(self.path) == self._file:
             return
         self._disconnect()
         if not self._lock.is_in_place:  # with the lock: who holds the new one writes now
             self._lock.release()
             self._lock.acquire()
-        if self._wal_inode is not None and _inode(self._wal) == self._wal_inode:
+        if self._log_file is not None and file_at(self._wal) == self._log_file:
             quarantine.put_log_aside(self.path)  # it belongs to the file that was there
-            self._wal_inode = None
+            self._log_file = None
         self._connect()
         _log.warning("%s was removed or replaced: a new database begins there", self.path)
 
@@ -318,6 +321,7 @@ class WriterConnection:
             self.log = SampleLog(connection, self.host_id)
 
     def _disconnect(self) -> None:
+        self._file = None
         if self._connection is not None:
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
                 self._connection.close()
@@ -331,13 +335,6 @@ class WriterConnection:
         self._disconnect()
         if self._lock is not None:
             self._lock.release()
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
 
 
 def _size(path: Path) -> int:

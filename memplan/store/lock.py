@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memplan.errors import StoreError, StoreLockedError
 
-__all__ = ["WriterLock", "lock_path", "log_holders"]
+__all__ = ["WriterLock", "file_at", "lock_path", "log_holders"]
 
 
 def lock_path(database: Path) -> Path:
@@ -72,7 +72,7 @@ class WriterLock:
     @property
     def is_in_place(self) -> bool:
         """False when the file was removed: somebody else could then hold another one."""
-        return self._descriptor is not None and same_file(self._path, self._descriptor)
+        return self._descriptor is not None and file_at(self._path) == file_at(self._descriptor)
 
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
@@ -81,12 +81,18 @@ class WriterLock:
             self._descriptor = None
 
 
-def same_file(path: Path, descriptor: int) -> bool:
-    """Tell whether a path still leads to an open file."""
+def file_at(place: Path | int) -> tuple[int, int] | None:
+    """Return which file a path leads to, or a descriptor is of; None where there is none.
+
+    It is the file's device and its number there, which no other file gets as long as somebody has
+    this one open. No descriptor is needed for it, and of a database there must be none but
+    SQLite's: closing it would give up all locks that this process has on the file.
+    """
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        found = os.stat(place)  # noqa: PTH116 - it takes descriptors, too
     except OSError:
-        return False
+        return None
+    return found.st_dev, found.st_ino
 
 
 def log_holders(database: Path, proc: Path = Path("/proc")) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import workers
 from factories import T0, make_plan, make_run, make_sample
 
@@ -28,7 +29,7 @@ from memplan.errors import (
     StoreLockedError,
     StoreVersionError,
 )
-from memplan.store import engine, quarantine, readonly
+from memplan.store import engine, migrate, quarantine, readonly
 from memplan.store.engine import sqlite_affected, sqlite_problem
 from memplan.store.lock import log_holders
 from memplan.store.reader import StoreReader
@@ -435,6 +436,73 @@ def test_16_a_file_that_was_removed_or_replaced_is_begun_anew(tmp_path):
         assert not writer.degraded
         with StoreReader(database) as reader:
             assert reader.samples(None).samples == (*batch(2), *batch(3))
+
+
+def test_16_a_file_that_is_replaced_while_it_is_opened_is_not_written_on(tmp_path, monkeypatch):
+    """Between its opening and the first write nobody has looked yet."""
+    database = tmp_path / "m.db"
+    real = migrate.migrate
+
+    def replaced(*arguments):
+        real(*arguments)
+        monkeypatch.undo()
+        for path in tmp_path.glob("m.db*"):
+            if path.suffix != ".lock":
+                path.unlink()
+        database.touch(0o600)
+
+    monkeypatch.setattr("memplan.store.connection.migrate", replaced)
+    with LocalWriter(database) as writer:
+        writer.write_samples(batch(0))
+        with StoreReader(database) as reader:
+            assert reader.samples(None).samples == tuple(batch(0))
+
+
+def test_16_a_file_that_is_replaced_at_its_very_opening_is_an_error(tmp_path, monkeypatch):
+    """Nobody knows which of the two is open: whoever writes tries again."""
+    database = tmp_path / "m.db"
+    real = engine.writer_engine
+
+    def replaced(path):
+        made = real(path)
+        sqlalchemy.event.listen(made, "connect", lambda *_: (path.unlink(), path.touch(0o600)))
+        return made
+
+    with LocalWriter(database) as writer:
+        writer.write_samples(batch(0))
+        monkeypatch.setattr("memplan.store.connection.writer_engine", replaced)
+        database.unlink()
+        with pytest.raises(StoreError, match="replaced while it was opened"):
+            writer.write_samples(batch(1))
+        monkeypatch.undo()
+        writer.write_samples(batch(2))
+        with StoreReader(database) as reader:
+            assert reader.samples(None).samples == tuple(batch(2))
+
+
+def test_16_another_disk_over_the_database_is_noticed(tmp_path):
+    """A file of the same number there is another one: numbers are counted on each disk."""
+    with small_disk(tmp_path / "disk") as disk, LocalWriter(disk / "m.db") as writer:
+        writer.write_samples(batch(0))
+        number = (disk / "m.db").stat().st_ino
+        (disk / "over").mkdir()
+        with small_disk(disk / "over" / "disk") as other:
+            for i in range(2 * number):  # on a fresh disk they are counted up
+                file = other / f"{i}"
+                file.touch(0o600)
+                if file.stat().st_ino == number:
+                    break
+            else:
+                pytest.skip("this kernel counts differently")
+            file.rename(other / "m.db")
+            subprocess.run(["mount", "--bind", other, disk], check=True)
+            try:
+                writer.write_samples(batch(1))
+                with StoreReader(disk / "m.db") as reader:
+                    assert reader.samples(None).samples == tuple(batch(1))
+            finally:
+                writer.close()
+                subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_16_a_strangers_file_is_left_alone(tmp_path):
