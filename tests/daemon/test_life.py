@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -191,8 +192,9 @@ def listening(pid):
     """Return (table, address) of each network socket of a process, by the kernel."""
     inodes, found = set(), []
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        if (target := str(link.readlink())).startswith("socket:["):
-            inodes.add(target[8:-1])
+        with contextlib.suppress(FileNotFoundError):  # a file that it has read meanwhile
+            if (target := str(link.readlink())).startswith("socket:["):
+                inodes.add(target[8:-1])
     assert inodes, "it has sockets, of the machine's own kind"
     for table in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"):
         path = Path(f"/proc/{pid}/net/{table}")
