@@ -133,7 +133,8 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
     deltas = list(map(sub, values[1:], values))
     together = reduce(or_, deltas, 0)
     if not together:
-        return _pack_constant(values[0], len(values), None if index is None else tuple(index))
+        n = len(values)
+        return _constant(values[0], n) if index is None else _pack_constant(values[0], n, index)
     shift = (together & -together).bit_length() - 1
     stream = [shift, values[0]]
     stream += [delta >> shift for delta in deltas] if shift else deltas
@@ -142,11 +143,17 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
     return pack(stream)
 
 
-@lru_cache(maxsize=512)
-def _pack_constant(value: int, n: int, index: tuple[int, ...] | None) -> tuple[int, bytes]:
-    """Return the column of a value that stays: most columns are one, and the same for a while."""
-    plain = encode((0, value)) + _rest_of_constant(n, index)
+def _pack_constant(value: int, n: int, index: Sequence[int] | None) -> tuple[int, bytes]:
+    """Return the column of a value that stays: most columns are one."""
+    rest = _rest_of_constant(n, None if index is None else tuple(index))
+    plain = encode((0, value)) + rest
     return (PLAIN, plain) if len(plain) <= _SHORT else _shorter(plain)
+
+
+@lru_cache(maxsize=512)
+def _constant(value: int, n: int) -> tuple[int, bytes]:
+    """Return one with a value at every instant: it is the same for a while."""
+    return _pack_constant(value, n, None)
 
 
 @lru_cache(maxsize=64)
