@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 
 from memplan_daemon.collectors.base import Event, Gap, Reading
 
@@ -42,6 +43,8 @@ class _Known:
     """The same of those that are stored even if nothing has moved."""
     stored: dict[_Names, Reading] | None = None
     """What is stored of each process; None = all of the readings."""
+    always: list[int] | None = None
+    """Where the readings stand that are stored in every tick; None = not asked for yet."""
 
 
 class Layouts:
@@ -151,16 +154,15 @@ def _moved_in_place(before: _Known, now: _Known) -> list[Reading] | None:
 
     A reading that is still the same object needs no look-up, and most are.
     """
-    found, changed = [], []
-    for reading, last in zip(now.readings, before.readings, strict=True):
-        if reading is last:
-            if not reading[0].startswith(_PROCESS):
-                found.append(reading)
-        elif reading[:2] != last[:2]:
-            return None
-        elif reading[2] != last[2] or not reading[0].startswith(_PROCESS):
-            found.append(reading)
-            changed.append(reading)
+    readings, last = now.readings, before.readings
+    others = [i for i, same in enumerate(map(is_, readings, last)) if not same]
+    if any(readings[i][:2] != last[i][:2] for i in others):
+        return None
+    if before.always is None:
+        names = enumerate(readings)
+        before.always = [i for i, reading in names if not reading[0].startswith(_PROCESS)]
+    now.always = before.always
+    changed = [i for i in others if readings[i][2] != last[i][2]]
     if now.stored is not None:
-        now.stored |= {reading[:2]: reading for reading in changed}
-    return found
+        now.stored |= {readings[i][:2]: readings[i] for i in changed}
+    return [readings[i] for i in sorted({*changed, *now.always})]
