@@ -1,8 +1,10 @@
 """The agent: a thread inside the program that tells the sampler what only the program knows.
 
 `attach` starts it; `track` hands its phases over to it. The program itself never waits: what the
-thread cannot send it keeps for a while, then drops the oldest and counts that. After a fork the
-child begins without a thread, and its first phase or `attach` starts one of its own.
+thread cannot send it keeps for a while, then drops the oldest and counts that. Threads of Python
+take turns, and the program gets its turn back after 5 ms at the latest: so phases that follow each
+other quickly are sent together, ten times a second. After a fork the child begins without a thread,
+and its first phase or `attach` starts one of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +33,13 @@ LONGEST_EXIT_S = 2.0
 """Seconds that the end of a program may wait for its last phases."""
 
 _IDLE_S = 1.0
+
+_PACE_S = 0.1
+"""Seconds from one sending of phases to the next. The first one after a while goes at once."""
+
+_MOST_PHASES = 200
+"""Phases that wait for the thread; the oldest go first."""
+
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID")
 
 
@@ -40,10 +49,11 @@ class _Agent:
     def __init__(self, path: str) -> None:
         self.interval_s: float | None = None
         self._path = path
-        self._phases: deque[Phase] = deque(maxlen=200)
+        self._phases: deque[Phase] = deque(maxlen=_MOST_PHASES)
         self._packets: deque[bytes] = deque(maxlen=600)
         self._wake = threading.Event()
         self._ending = False
+        self._paced = False
         self._said = ""
         self._thread: threading.Thread | None = None
         self._phase_link = PhaseLink(path)
@@ -59,7 +69,8 @@ class _Agent:
     def put_phase(self, phase: Phase) -> None:
         self._phases.append(phase)
         self.start()
-        self._wake.set()
+        if not self._paced or len(self._phases) > _MOST_PHASES // 2:
+            self._wake.set()
 
     def put(self, kind: str, **body: Any) -> None:
         self._packets.append(encode(kind, **body))
@@ -78,14 +89,17 @@ class _Agent:
     def _run(self) -> None:
         due = time.monotonic()
         while not self._ending:
-            wait_s = _IDLE_S if self.interval_s is None else max(due - time.monotonic(), 0.0)
+            wait_s = _PACE_S if self._paced else _IDLE_S
+            if self.interval_s is not None:
+                wait_s = min(wait_s, max(due - time.monotonic(), 0.0))
             self._wake.wait(wait_s)
             self._wake.clear()
+            self._paced = False  # before the queue is looked through: what comes later wakes us
             late_s = time.monotonic() - due
             if self.interval_s is not None and late_s >= 0:
                 self._sample(late_s)
                 due += self.interval_s * (1 + late_s // self.interval_s)
-            self._send()
+            self._paced = self._send()
         self._send()
 
     def _sample(self, late_s: float) -> None:
@@ -100,16 +114,21 @@ class _Agent:
                 encode("sample", t_ns=time.time_ns(), late_ns=late_ns, values=values, **more)
             )
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Send what there is; tell whether there were phases."""
         if self.interval_s is not None or self._packets:
             self._send_packets()
         phases = [self._phases.popleft() for _ in range(len(self._phases))]
         known = self._packet_link.run_id if self._packet_link is not None else None
         if known is None and phases and not all(phase.run_id for phase in phases):
             self._phases.extendleft(reversed(phases))  # the daemon has not named the run yet
-            return
-        named = [p if p.run_id else replace(p, run_id=known or "") for p in phases]
+            return True
+        newest = {
+            (p.run_id, p.pid, p.name, p.started_ns): p for p in phases
+        }  # an end has its begin
+        named = [p if p.run_id else replace(p, run_id=known or "") for p in newest.values()]
         self._phase_link.send(named, last=self._ending)
+        return bool(phases)
 
     def _send_packets(self) -> None:
         if self._packet_link is None:

@@ -114,6 +114,36 @@ def test_a_forked_child_has_no_agent_and_the_parents_goes_on(daemon):
     peer.close()
 
 
+def test_phases_that_follow_each_other_quickly_are_sent_together(place, monkeypatch):
+    """The thread takes the interpreter ten times a second, not twice for each; none is lost."""
+    sent = []
+
+    class Link:
+        def __init__(self, path):
+            del path
+
+        def send(self, phases, *, last=False):
+            del last
+            sent.append(phases)
+
+    monkeypatch.setattr(agent, "PhaseLink", Link)
+    monkeypatch.setenv("MEMPLAN_RUN", "r-1")
+    begin = time.monotonic()
+    for number in range(100):
+        with measure.track(f"step-{number}"):
+            pass
+        time.sleep(0.002)
+    took_s = time.monotonic() - begin
+    measure.detach()
+    batches = [phases for phases in sent if phases]
+    assert len(batches) <= 4 + 2 * took_s / 0.1
+    newest = {phase.name: phase for phases in batches for phase in phases}
+    assert list(newest) == [f"step-{number}" for number in range(100)]
+    assert all(phase.ended_ns is not None for phase in newest.values())
+    told = sum(map(len, batches))
+    assert told <= 100 + len(batches), "a phase that has ended is not told twice"
+
+
 def test_a_program_with_an_agent_ends_as_it_would(tmp_path):
     """Its exit code, nothing on its streams, also with a daemon that hangs."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
