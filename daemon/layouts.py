@@ -39,8 +39,6 @@ class _Known:
     events: list[Event]
     full: tuple[tuple[Series, ...], list[int]] | None = None
     """All readings as series and values; None = not asked for yet."""
-    still: tuple[tuple[Series, ...], list[int]] | None = None
-    """The same of those that are stored even if nothing has moved."""
     stored: dict[_Names, Reading] | None = None
     """What is stored of each process; None = all of the readings."""
     always: list[int] | None = None
@@ -72,15 +70,13 @@ class Layouts:
             thin: leave out of the samples what single processes have as it is stored already.
         """
         before = self._known.get(run_id)
-        same = before is not None and before.groups == groups
-        now = before if before is not None and same else _look_through(groups)
-        self._known[run_id] = now
+        if before is None or before.groups != groups:
+            now = self._known[run_id] = _look_through(groups)
+        else:
+            now = before
         if not thin or before is None:
             series, values = now.full = now.full or self._laid_out(run_id, now.readings)
             now.stored = None
-        elif same:
-            still = [r for r in now.readings if not r.entity.startswith(_PROCESS)]
-            series, values = now.still = now.still or self._laid_out(run_id, still)
         else:
             series, values = self._laid_out(run_id, _moved(before, now))
         return [Instant(t_ns, series, values)] if values else [], now.events

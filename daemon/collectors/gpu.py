@@ -279,14 +279,15 @@ def _share(
     total: int | None = None
     for pid in mine:
         value, reading = processes[pid], known.get(pid)
-        if value is None:
+        said = reading.value if isinstance(reading, Reading) else None
+        if reading is None or said != value:
             entity = f"process:{members[pid].label}/gpu:{uuid}"
-            readings[pid] = Gap(entity, "used_bytes", "not-supported")
-            continue
-        total = value + (total or 0)
-        if not isinstance(reading, Reading) or reading.value != value:
-            entity = f"process:{members[pid].label}/gpu:{uuid}"
-            reading = Reading(entity, "used_bytes", value)
+            if value is None:
+                reading = Gap(entity, "used_bytes", "not-supported")
+            else:
+                reading = Reading(entity, "used_bytes", value)
         readings[pid] = reading
+        if value is not None:
+            total = value + (total or 0)
     sums = [] if total is None else [Reading(f"gpu:{uuid}/tree", "used_bytes", total)]
     return _Share(processes, readings, sums)

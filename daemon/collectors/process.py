@@ -80,7 +80,7 @@ class _State:
     fast: list[Reading] = field(default_factory=list)
     """What is read of them in every tick: first each one's, then the sums."""
     places: dict[Process, int] = field(default_factory=dict)
-    """Where in it a process begins."""
+    """Where in it a process begins; who is not one of the largest is not in it."""
 
 
 class ProcessCollector:
@@ -166,12 +166,10 @@ class ProcessCollector:
         found = state.rollups.read(watch.members, rss)
         if not found:
             return []
-        largest = _largest(state)
         readings = [
-            Reading(f"process:{watch.members[pid].label}", metric, value)
-            for pid, values in found.items()
-            if pid in largest
-            for metric, value in values.items()
+            Reading(f"process:{process.label}", metric, value)
+            for process in state.places
+            for metric, value in found.get(process.pid, {}).items()
         ]
         totals = state.rollups.total(watch.members, state.found)
         return [*readings, *(Reading("tree", metric, value) for metric, value in totals.items())]
@@ -281,10 +279,8 @@ def _stepped(state: _State, moved: Sequence[Process]) -> bool:
 
 
 def _slower(state: _State) -> Iterator[Reading]:
-    largest = _largest(state)
-    for process, member in state.members.items():
-        if process.pid in largest:
-            yield from member.slower
+    for process in state.places:
+        yield from state.members[process].slower
 
 
 def _read(process: Process, before: _Member | None) -> _Member | None:

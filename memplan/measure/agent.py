@@ -123,9 +123,8 @@ class _Agent:
         if known is None and phases and not all(phase.run_id for phase in phases):
             self._phases.extendleft(reversed(phases))  # the daemon has not named the run yet
             return True
-        newest = {
-            (p.run_id, p.pid, p.name, p.started_ns): p for p in phases
-        }  # an end has its begin
+        # Of a phase that ended meanwhile the end is enough: it has the begin in it.
+        newest = {(p.run_id, p.pid, p.name, p.started_ns): p for p in phases}
         named = [p if p.run_id else replace(p, run_id=known or "") for p in newest.values()]
         self._phase_link.send(named, last=self._ending)
         return bool(phases)
