@@ -37,6 +37,8 @@ __all__ = [
 JOURNAL_LIMIT_BYTES = 4 * 1024**2
 """The write-ahead log is cut to this size when it begins anew."""
 
+_ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
 CONNECT_S = 10
 """Seconds to wait for a server that does not answer, where the URL does not say."""
 
@@ -137,10 +139,15 @@ def driver(connection: sqlalchemy.Connection) -> Any:
 def reader_engine(database: str | Path) -> sqlalchemy.Engine:
     """Return an engine that can only read, and never checkpoints.
 
+    All queries of one transaction see the database at the same moment, on a server, too: names
+    that were asked for first would else miss what is written before the samples are asked for.
+
     Raises StoreMissingError when there is no database yet.
     """
     if is_url(database):
-        return _url_engine(str(database))
+        engine = _url_engine(str(database))
+        of_one_moment = _ONE_MOMENT if engine.dialect.name == "postgresql" else {}
+        return engine.execution_options(**of_one_moment)
     path = Path(database)
     connect(path).close()
     engine = sqlalchemy.create_engine(

@@ -70,6 +70,17 @@ def test_documents_come_back(anywhere):
             reader.run("r-2")
 
 
+def test_a_reader_sees_one_moment(anywhere):
+    """What is written between two of its queries is not there yet, on a server neither."""
+    with LocalWriter(anywhere) as writer, StoreReader(anywhere) as reader:
+        fill(writer, BLOCK_INSTANTS)
+        with reader._place(None) as place:
+            names = {row[0] for row in place.rows(queries.PEAKS)}
+            fill(writer, BLOCK_INSTANTS, begin=BEGIN + HOUR, series=(HOST, CALM, LATE))
+            assert {row[0] for row in place.rows(queries.PEAKS)} == names
+        assert len(reader.peaks(None)) == len(names) + 2
+
+
 def test_samples_are_the_same_as_ticks_and_as_blocks(anywhere):
     """Half of them packed away, half of them waiting: in their order, each once."""
     with LocalWriter(anywhere) as writer, StoreReader(anywhere) as reader:
