@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
 from operator import is_not
+from typing import TypeVar
 
 from memplan_daemon.collectors.base import Event, Gap, Reading
 
@@ -19,11 +21,16 @@ Names = tuple[str, str]
 Key = tuple[str | None, str, str]
 """(run id or None for the host, entity, metric)."""
 
+_Value = TypeVar("_Value", int, str)
+
 Lists = Sequence[Sequence[Reading | Gap | Event]]
 """What each collector has found of one run in one tick."""
 
 _COMES_AND_GOES = ("process:", "gpu:", "torch:")
 """Entities that are shown only while they answered in the newest tick."""
+
+_MOST_LOOKS = 4
+"""Looks kept per run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +65,10 @@ class Part:
 
     run: str | None
     """The run; None = the host."""
-    places: Mapping[Names, int]
-    """Where in `values` each series stands, in that order; the same object as long as no series
-    comes or goes."""
+    names: Sequence[Names]
+    """Of each series; the same object as long as none comes or goes."""
     values: Sequence[int]
-    """Newest number of each."""
+    """Newest number of each; the same object where a reading is."""
     gaps: Mapping[Names, str]
     """Why a number is missing."""
 
@@ -100,24 +106,96 @@ class _Layer:
         return {**every}
 
 
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """What a part is made of: the lists of three ticks; () where there are none that count."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """What all collectors have found of one run in one tick."""
 
-    rare: Lists
-    medium: Lists
-    fast: Lists
-    """Of the newest tick."""
+    lists: Lists
+    """As they have found it."""
+    values: dict[Names, int]
+    gaps: dict[Names, str]
+    fresh: AbstractSet[str]
+    """Entities that have a number."""
+    fleeting: AbstractSet[str]
+    """Entities that are shown only while they are fresh."""
+    once: bool
+    """No number was found twice."""
+
+
+_NOTHING = _Look((), {}, {}, frozenset(), frozenset(), once=True)
 
 
 @dataclass(slots=True)
-class _Made:
-    """A part, and what it was made of."""
+class _Run:
+    """One run, or the host, from moment to moment."""
 
-    sources: _Sources
     part: Part
-    once: bool
-    """No series was found twice in the newest tick."""
+    lists: Lists = ()
+    """What the newest tick had found when the part was made."""
+    looks: tuple[_Look, _Look, _Look] = (_NOTHING, _NOTHING, _NOTHING)
+    """What it was made of: a rare tick, a medium one, and one with the names of the newest."""
+    places: dict[Names, int] = field(default_factory=dict)
+    """Where in the part each series stands."""
+    known: dict[tuple[int, ...], _Look] = field(default_factory=dict)
+    """The last look at lists of these lengths: there are some for each pace, until a process comes
+    or goes."""
+
+    def update(self, rare: Lists, medium: Lists, fast: Lists) -> None:
+        """Make the part of what three ticks have found, the newest one last."""
+        older, newest = self.looks[:2], self.looks[2]
+        if all(look.lists is lists for look, lists in zip(older, (rare, medium), strict=True)):
+            moved = _moved(fast, self.lists) if newest.once else None
+            if moved is not None:
+                self._step(moved)
+                self.lists = fast
+                return
+        self.looks = (self._look(rare), self._look(medium), self._look(fast))
+        self._merge()
+        self.lists = fast
+
+    def _step(self, moved: Iterable[Reading]) -> None:
+        """Let some numbers be others."""
+        values = list(self.part.values)
+        for reading in moved:
+            values[self.places[reading[:2]]] = reading[2]
+        if moved:
+            self.part = Part(self.part.run, self.part.names, values, self.part.gaps)
+
+    def _merge(self) -> None:
+        """Put the part together of the looks, with as much of the one before as is the same."""
+        rare, medium, fast = self.looks
+        values = _alive(rare, rare.values, fast)
+        if medium is not fast:
+            values |= _alive(medium, medium.values, fast)
+        values |= fast.values
+        missing = _alive(medium, medium.gaps, fast) | fast.gaps
+        gaps = {names: state for names, state in missing.items() if names not in values}
+        part, before = Part(self.part.run, [*values], [*values.values()], gaps), self.part
+        if part.names != before.names:
+            self.part, self.places = part, {names: i for i, names in enumerate(values)}
+        elif part.values != before.values or part.gaps != before.gaps:
+            self.part = Part(part.run, before.names, part.values, part.gaps)
+
+    def _look(self, lists: Lists) -> _Look:
+        """Look through what was found; what has not moved since the last time needs no look."""
+        if not lists:
+            return _NOTHING
+        lengths = tuple(map(len, lists))
+        before = self.known.get(lengths)
+        if before is not None and before.lists is lists:
+            return before
+        moved = _moved(lists, before.lists) if before is not None and before.once else None
+        if before is None or moved is None:
+            if len(self.known) >= _MOST_LOOKS:
+                self.known.clear()
+            names = {names: names for look in self.known.values() for names in look.values}
+            now = _looked(lists, names)
+        else:
+            values = {**before.values}
+            values.update((reading[:2], reading[2]) for reading in moved)
+            now = replace(before, lists=lists, values=values)
+        self.known[lengths] = now
+        return now
 
 
 class Board:
@@ -131,7 +209,7 @@ class Board:
         empty = _Layer(())
         self._state = (0, 0, empty, empty, empty, dict[str, RunInfo]())
         self._lock = threading.Lock()
-        self._made: dict[str | None, _Made] = {}
+        self._runs: dict[str | None, _Run] = {}
         self._moment = Moment()
         self._cached = Snapshot()
 
@@ -175,7 +253,7 @@ class Board:
                     values={
                         (part.run, *names): value
                         for part in now.parts
-                        for names, value in zip(part.places, part.values, strict=True)
+                        for names, value in zip(part.names, part.values, strict=True)
                     },
                     gaps={
                         (part.run, *names): state
@@ -189,97 +267,51 @@ class Board:
     def _newest(self) -> Moment:
         t_ns, tick, fast, medium, rare, runs = self._state
         if self._moment.tick != tick:
-            made = {}
+            now = {}
             for run in {**rare.lists, **medium.lists, **fast.lists}:
-                watched = run is None or run in runs
-                sources = _Sources(
-                    rare.lists.get(run, ()) if watched else (),
-                    medium.lists.get(run, ()) if watched else (),
-                    fast.lists.get(run, ()),
-                )
-                made[run] = _made(run, sources, self._made.get(run))
-            self._made = made
-            parts = [one.part for one in made.values() if one.part.places or one.part.gaps]
+                one = now[run] = self._runs.get(run) or _Run(Part(run, (), (), {}))
+                lists = [layer.lists.get(run, ()) for layer in (rare, medium, fast)]
+                is_watched = run is None or run in runs
+                one.update(*(lists if is_watched else ((), (), lists[2])))
+            self._runs = now
+            parts = [one.part for one in now.values() if one.part.names or one.part.gaps]
             self._moment = Moment(t_ns=t_ns, tick=tick, parts=parts, runs=runs)
         return self._moment
 
 
-def _made(run: str | None, sources: _Sources, before: _Made | None) -> _Made:
-    """Return a run's part: what has moved in the one before, where that is all that happened."""
-    if before is None:
-        return _anew(run, sources, None)
-    was = before.sources
-    same = sources.rare is was.rare and sources.medium is was.medium and before.once
-    moved = _moved(sources.fast, was.fast) if same else None
-    if moved is None:
-        return _anew(run, sources, before.part)
-    part = before.part
-    if moved:
-        values = list(part.values)
-        for reading in moved:
-            values[part.places[reading[:2]]] = reading[2]
-        part = Part(run, part.places, values, part.gaps)
-    return _Made(sources, part, once=True)
-
-
-def _moved(now: Lists, then: Lists) -> list[Reading] | None:
+def _moved(now: Lists, last: Lists) -> list[Reading] | None:
     """Return the readings with other values; None where more than values is another.
 
     What did not change is mostly the same object, and needs no second look.
     """
-    if len(now) != len(then):
+    if list(map(len, now)) != list(map(len, last)):
         return None
     found = []
-    for items, last in zip(now, then, strict=True):
-        if items is last:
-            continue
-        if len(items) != len(last):
-            return None
-        for i in compress(range(len(items)), map(is_not, items, last)):
-            item, before = items[i], last[i]
-            if item == before:
+    for items, before in zip(now, last, strict=True):
+        for i in compress(range(len(items)), map(is_not, items, before)):
+            item, was = items[i], before[i]
+            if item == was:
                 continue
-            if type(item) is not Reading or type(before) is not Reading or item[:2] != before[:2]:
+            if type(item) is not Reading or type(was) is not Reading or item[:2] != was[:2]:
                 return None
             found.append(item)
     return found
 
 
-def _anew(run: str | None, sources: _Sources, before: Part | None) -> _Made:
-    """Return a run's part, with as much of the one before as is the same."""
-    readings = list(_readings(sources.fast))
-    newest = {reading[:2]: reading[2] for reading in readings}
-    fresh = {entity for entity, _ in newest}
-    values: dict[Names, int] = {}
-    missing: dict[Names, str] = {}
-    for older in (sources.rare, sources.medium):
-        if older is not sources.fast:
-            values |= {r[:2]: r[2] for r in _readings(older) if _is_alive(r[0], fresh)}
-    values |= newest
-    missing = {gap[:2]: gap[2] for gap in _gaps(sources.medium) if _is_alive(gap[0], fresh)}
-    missing |= {gap[:2]: gap[2] for gap in _gaps(sources.fast)}
-    gaps = {names: state for names, state in missing.items() if names not in values}
-    part = Part(run, dict(zip(values, range(len(values)), strict=True)), [*values.values()], gaps)
-    return _Made(sources, _like(part, before), once=len(newest) == len(readings))
+def _looked(lists: Lists, known: dict[Names, Names]) -> _Look:
+    """Look through all; names that are known become the same objects, which compare at once."""
+    items = [item for found in lists for item in found]
+    readings = [item for item in items if type(item) is Reading]
+    values = {known.get(names := r[:2], names): r[2] for r in readings}
+    gaps: dict[Names, str] = {item[:2]: item[2] for item in items if type(item) is Gap}
+    fleeting = {entity for entity, _ in (*values, *gaps) if entity.startswith(_COMES_AND_GOES)}
+    fresh = {entity for entity, _ in values}
+    return _Look(lists, values, gaps, fresh, fleeting, once=len(values) == len(readings))
 
 
-def _like(part: Part, before: Part | None) -> Part:
-    """Return a part made of the objects of the one before, where they are equal."""
-    if before is None or list(part.places) != list(before.places):
-        return part
-    if part.values == before.values and part.gaps == before.gaps:
-        return before
-    return Part(part.run, before.places, part.values, part.gaps)
-
-
-def _readings(lists: Lists) -> Iterator[Reading]:
-    return (item for items in lists for item in items if type(item) is Reading)
-
-
-def _gaps(lists: Lists) -> Iterator[Gap]:
-    return (item for items in lists for item in items if type(item) is Gap)
-
-
-def _is_alive(entity: str, fresh: set[str]) -> bool:
-    """Tell whether an older reading is of what is still there."""
-    return entity in fresh or not entity.startswith(_COMES_AND_GOES)
+def _alive(look: _Look, items: Mapping[Names, _Value], newest: _Look) -> dict[Names, _Value]:
+    """Return older readings of what is still there."""
+    ended = look.fleeting - newest.fresh
+    if not ended:
+        return {**items}
+    return {names: value for names, value in items.items() if names[0] not in ended}

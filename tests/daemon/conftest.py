@@ -201,8 +201,8 @@ class Weather:
     def happens(self, share):
         return self.dice.random() < share
 
-    def item(self, run, entity, metric):
-        key = run, entity, metric
+    def item(self, run, entity, metric, nth):
+        key = run, entity, metric, nth
         if key not in self.kept or self.happens(0.1):
             kind = Gap if self.happens(0.2) else Reading
             value = "late" if kind is Gap else self.dice.choice((0, 1, 7, 10**15))
@@ -215,14 +215,12 @@ class Weather:
         """Return what one collector finds of a run."""
         key = run, pace
         if key not in self.lists or self.happens(0.2):
-            self.lists[key] = [
-                (entity, metric) for entity in entities for metric in METRICS if self.happens(0.6)
-            ]
+            names = [(e, m, 0) for e in entities for m in METRICS if self.happens(0.6)]
+            twice = [(e, m, 1) for e, m, _ in names if self.happens(0.02)]
+            self.lists[key] = names + twice
         items = [self.item(run, *names) for names in self.lists[key]]
         if self.happens(0.05):
             items.append(Event("host", "host.clock", 0, "it moved"))
-        if items and self.happens(0.05):
-            items.append(items[0]._replace(entity=items[-1].entity))
         return items
 
     def blow(self, board):

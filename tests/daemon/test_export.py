@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
-import threading
+import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from memplan_daemon.export import Exporters
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.tree import Group
 
-from memplan.errors import DaemonError, MissingDependencyError
+from memplan.errors import DaemonError
 from memplan.testing import ManualClock
 
 pytest.importorskip("prometheus_client")
@@ -82,10 +83,14 @@ def free_port():
 
 
 @pytest.fixture
-def get(exporters):
-    port = free_port()
-    exporters.apply(("127.0.0.1", port), "")
+def port(exporters):
+    chosen = free_port()
+    exporters.apply(("127.0.0.1", chosen), "")
+    return chosen
 
+
+@pytest.fixture
+def get(port):
     def ask(path="/metrics", **headers):
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -275,13 +280,133 @@ def test_a_port_that_is_taken_is_said_and_what_ran_goes_on(exporters):
     urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10).close()
 
 
-def test_without_the_client_the_missing_package_is_named(exporters, monkeypatch):
-    """It is an extra."""
-    monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
-    with pytest.raises(MissingDependencyError) as caught:
-        exporters.apply(("127.0.0.1", free_port()), "")
-    assert "memplan[prometheus]" in caught.value.hint
-    assert not [t for t in threading.enumerate() if t.name == "memplan-prometheus"]
+def by_the_client(sampler, gpus):
+    """Return what the official client writes of a snapshot: lines by what stands above them."""
+    from memplan_daemon.export.families import family_of, others, place
+    from prometheus_client import core, exposition
+
+    families = {}
+    for (run, entity, metric), value in sampler.board.snapshot().values.items():
+        where = place(run, entity)
+        if where is None or (found := family_of(where[0], where[1], metric)) is None:
+            continue
+        family, factor = found
+        families.setdefault(family.name, family).series.append((where[2], value * factor))
+    metrics = []
+    for family in (*families.values(), *others(sampler, sampler.board.moment(), gpus)):
+        kind = core.CounterMetricFamily if family.counter else core.GaugeMetricFamily
+        metrics.append(kind(family.name, family.help, labels=family.labels))
+        for labels, value in family.series:
+            metrics[-1].add_metric(labels, value)
+
+    class Collected:
+        collect = staticmethod(lambda: metrics)
+
+    return by_family(exposition.generate_latest(Collected()).decode())
+
+
+def by_family(text):
+    """Return the series below each header, in no order: name and labels, and the number."""
+    found = {}
+    for line in text.removesuffix("\n").split("\n"):
+        if line.startswith("# HELP"):
+            header = line
+        elif line.startswith("# TYPE"):
+            assert (header, line) not in found
+            lines = found[header, line] = []
+        else:
+            name, _, number = line.rpartition(" ")
+            lines.append((name, float(number)))
+    return {header: sorted(lines) for header, lines in found.items()}
+
+
+def test_the_text_is_what_the_official_client_writes_of_all_of_it(sampler, weather):
+    """Whatever comes, goes and changes: it is written anew only where it moved."""
+    from memplan_daemon.export.prometheus import _Renderer
+
+    gpus = [FakeGpus()]
+    renderer = _Renderer(sampler, gpus)
+    series = 0
+    for _ in range(250):
+        weather.blow(sampler.board)
+        sampler.counts.ticks += 1
+        if weather.happens(0.3):
+            continue
+        found = by_family(renderer.text().decode())
+        assert found == by_the_client(sampler, gpus)
+        series = max(series, sum(map(len, found.values())))
+    assert series > 60
+
+
+def test_what_is_no_text_does_not_end_the_scrapes(get, sampler, fixed):
+    """Half a character in a name is a question mark."""
+    fixed.host.append(Reading("gpu:G\udcff", "used_bytes", 5))
+    sampler.tick()
+    assert parsed(get())["memplan_gpu_used_bytes", (("gpu", "G?"),)] == 5
+
+
+@pytest.fixture
+def talk(port):
+    def say(*parts):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            for part in parts:
+                connection.sendall(part)
+            with connection.makefile("rb") as answer:
+                return answer.read()
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("request_text", "code"),
+    [
+        (b"GET /-/healthy HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /-/healthy?x=1 HTTP/1.1\r\nHost: localhost:9400\r\n\r\n", b"200"),
+        (b"GET /-/healthy HTTP/1.1\nhOST: [::1]:9400\n\n", b"200"),
+        (b"GET /-/healthy HTTP/1.1\r\nHost: 127.0.0.1.evil.example\r\n\r\n", b"403"),
+        (b"GET /-/healthy HTTP/1.1\r\nHost : evil.example\r\n\r\n", b"403"),
+        (b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", b"403"),
+        (b"GET /-/healthy HTTP/1.1\r\nHost: [\r\n\r\n", b"403"),
+        (b"GET /-/healthy HTTP/1.1\r\nHost:\r\n\r\n", b"403"),
+        (b"POST /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
+        (b"GET /-/healthy\r\n\r\n", b"400"),
+        (b"\xff\x00\r\n\r\n", b"400"),
+        (b"\r\n\r\n", b"400"),
+    ],
+)
+def test_requests_are_answered_once_whatever_they_are(talk, request_text, code):
+    """By HTTP/1.0, also where a request comes byte by byte."""
+    answer = talk(request_text)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 %b " % code)
+    assert b"\r\nContent-Length: %d" % len(body) in head
+    assert b"\r\nDate: " in head
+    in_parts = talk(*(request_text[i : i + 1] for i in range(len(request_text))))
+    assert in_parts.splitlines()[0] == answer.splitlines()[0]
+
+
+def test_who_is_too_slow_or_says_too_much_gets_nothing(talk, get, monkeypatch):
+    """And others are answered meanwhile."""
+    from memplan_daemon.export import web
+
+    monkeypatch.setattr(web, "SLOWEST_S", 0.2)
+    assert talk(b"GET / HTTP/1.1\r\nHost: ") == b""
+    assert talk(b"GET / HTTP/1.1\r\nX: " + b"x" * (web.LONGEST_BYTES // 2)) == b""
+    with contextlib.suppress(OSError):
+        assert talk(b"GET / HTTP/1.1\r\nX: " + b"x" * (web.LONGEST_BYTES + 1)) == b""
+    assert get("/-/healthy") == "ok\n"
+
+
+def test_a_scrape_loads_neither_the_client_nor_http():
+    """They would be 4 MiB of the daemon's memory."""
+    code = (
+        "import sys, memplan_daemon.daemon, memplan_daemon.export.prometheus\n"
+        "print(*{'prometheus_client', 'http.server', 'http.client', 'ssl'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == ""
 
 
 def test_opentelemetry_gets_the_conventions_names(sampler, fixed):

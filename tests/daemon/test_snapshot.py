@@ -48,15 +48,15 @@ def test_what_was_handed_out_does_not_change(weather):
     for _ in range(100):
         weather.blow(board)
         one, moment = board.snapshot(), board.moment()
-        parts = [(p, dict(p.places), list(p.values), dict(p.gaps)) for p in moment.parts]
+        parts = [(p, list(p.names), list(p.values), dict(p.gaps)) for p in moment.parts]
         kept.append((one, dict(one.values), dict(one.gaps), parts))
     for one, values, gaps, parts in kept:
         assert (one.values, one.gaps) == (values, gaps)
-        assert all((p.places, p.values, p.gaps) == tuple(was) for p, *was in parts)
+        assert all((p.names, p.values, p.gaps) == tuple(was) for p, *was in parts)
 
 
 def test_what_stays_is_the_same_object():
-    """A part in which nothing moved; the places of one in which only numbers did."""
+    """A part in which nothing moved; the names of one in which only numbers did."""
     board = Board()
     still, runs = [Reading("tree", "rss_bytes", 1)], {"r": RunInfo(pid=1, uid=0)}
     parts = []
@@ -68,7 +68,7 @@ def test_what_stays_is_the_same_object():
     assert board.moment() is board.moment()
     assert parts[0]["r"] is parts[1]["r"] is parts[2]["r"]
     assert parts[0][None] is not parts[1][None]
-    assert parts[0][None].places is parts[2][None].places
+    assert parts[0][None].names is parts[2][None].names
 
 
 def test_many_may_ask_while_it_ticks():
