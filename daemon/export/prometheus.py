@@ -90,20 +90,19 @@ class PrometheusExporter:
                 f"cannot listen at {address[0]}:{address[1]}: {error.strerror}",
                 hint="export MEMPLAN_PROMETHEUS=9401",
             ) from error
-        self.port = int(self._server.server_address[1])
+        self.port = self._server.port
         """Where it listens."""
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="memplan-prometheus", daemon=True
+            target=self._server.serve, name="memplan-prometheus", daemon=True
         )
         try:
             self._thread.start()
         except RuntimeError:
-            self._server.server_close()
+            self._server.close()
             raise
         _log.info("answering scrapes at http://%s:%d/metrics", address[0], self.port)
 
     def close(self) -> None:
         """Stop to listen."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.close()
         self._thread.join()
