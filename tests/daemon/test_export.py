@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -439,3 +441,27 @@ def test_opentelemetry_gets_the_conventions_names(sampler, fixed):
     assert ("memplan.run.memory.usage", 9, (("memplan.run", "r-1"),)) in found
     torch = (("memplan.device", "cuda:0"), ("memplan.run", "r-1"))
     assert ("memplan.run.torch.allocated", 3, torch) in found
+
+
+def test_without_descriptors_a_server_rests_and_can_be_closed():
+    """A connection that cannot be taken stays in the kernel's queue: to ask at once is to spin."""
+    from memplan_daemon.export.web import Server
+
+    server = Server(("127.0.0.1", 0), lambda path: path)
+    tries, tried = [], threading.Event()
+
+    class Full:
+        def accept(self):
+            tries.append(1)
+            tried.set()
+            raise OSError(errno.EMFILE, "too many open files")
+
+    listener, server._listener = server._listener, Full()
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    assert tried.wait(10)
+    thread.join(0.2)
+    server._listener = listener
+    server.close()
+    thread.join(10)
+    assert (len(tries), thread.is_alive()) == (1, False)

@@ -71,6 +71,17 @@ def test_what_stays_is_the_same_object():
     assert parts[0][None].names is parts[2][None].names
 
 
+def test_a_rare_reading_is_shown_as_it_was_read():
+    """Also when it was read again, as one of another pace, that then had nothing to say."""
+    board, found = Board(), []
+    ticks = ((("medium", "rare"), "a", 1), (("medium",), "a", 2), (("medium",), "b", 3))
+    for tick, (due, metric, value) in enumerate(ticks, start=1):
+        items = [(None, [Reading("host", metric, value)])]
+        board.publish(t_ns=tick, tick=tick, due=due, found=items, runs={})
+        found.append(board.snapshot().values)
+    assert [values[None, "host", "a"] for values in found] == [1, 2, 1]
+
+
 def test_many_may_ask_while_it_ticks():
     """Each sees one whole tick, and never an older one than before."""
     board, ended, wrong = Board(), threading.Event(), []
