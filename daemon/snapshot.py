@@ -132,7 +132,7 @@ class _Run:
     part: Part
     lists: Lists = ()
     """What the newest tick had found when the part was made."""
-    looks: tuple[_Look, _Look, _Look] = (_NOTHING, _NOTHING, _NOTHING)
+    looks: Sequence[_Look] = (_NOTHING, _NOTHING, _NOTHING)
     """What it was made of: a rare tick, a medium one, and one with the names of the newest."""
     places: dict[Names, int] = field(default_factory=dict)
     """Where in the part each series stands."""
@@ -142,16 +142,18 @@ class _Run:
 
     def update(self, rare: Lists, medium: Lists, fast: Lists) -> None:
         """Make the part of what three ticks have found, the newest one last."""
-        older, newest = self.looks[:2], self.looks[2]
-        if all(look.lists is lists for look, lists in zip(older, (rare, medium), strict=True)):
-            moved = _moved(fast, self.lists) if newest.once else None
+        last, self.lists = self.lists, fast
+        of_rare, of_medium, newest = self.looks
+        if of_rare.lists is rare and of_medium.lists is medium and newest.once:
+            moved = _moved(fast, last)
             if moved is not None:
                 self._step(moved)
-                self.lists = fast
                 return
-        self.looks = (self._look(rare), self._look(medium), self._look(fast))
+        self.looks = [
+            look if look.lists is lists else self._look(lists)
+            for look, lists in zip(self.looks, (rare, medium, fast), strict=True)
+        ]
         self._merge()
-        self.lists = fast
 
     def _step(self, moved: Iterable[Reading]) -> None:
         """Let some numbers be others."""
