@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from memplan_daemon.proc import Process, ProcFolder, Stat
@@ -106,14 +107,14 @@ class _Chooser:
     """Applies one rule to each listing; a process is looked at once, and again much later."""
 
     def __init__(
-        self, rule: Rule, proc: ProcFolder, gpu_pids: Callable[[str | None], set[int]]
+        self, rule: Rule, proc: ProcFolder, gpu_pids: Callable[[str | None], AbstractSet[int]]
     ) -> None:
         self.rule = rule
         self._proc = proc
         self._gpu_pids = gpu_pids
         self._known: dict[int, bool] = {}
 
-    def choose(self, table: ProcessTable) -> set[int]:
+    def choose(self, table: ProcessTable) -> AbstractSet[int]:
         if self.rule.kind == "gpu":
             return self._gpu_pids(None if self.rule.value == "all" else self.rule.value)
         if self.rule.kind == "pid":
@@ -159,7 +160,7 @@ class Watches:
         sampler: Sampler,
         book: RunBook,
         proc: ProcFolder,
-        gpu_pids: Callable[[str | None], set[int]],
+        gpu_pids: Callable[[str | None], AbstractSet[int]],
     ) -> None:
         """Begin without rules.
 
@@ -167,7 +168,8 @@ class Watches:
             sampler: samples the runs.
             book: stores them.
             proc: the /proc to read.
-            gpu_pids: returns the processes on a GPU, or (None) on any.
+            gpu_pids: returns the processes on a GPU, or (None) on any; the same object while they
+                are the same.
         """
         self._sampler = sampler
         self._book = book
@@ -176,7 +178,7 @@ class Watches:
         self._choosers: dict[str, _Chooser] = {}
         self._runs: dict[tuple[str, str], _Run] = {}
         self._keys: dict[str, dict[int, str]] = {}
-        self._chosen: dict[str, set[int]] = {}
+        self._chosen: dict[str, AbstractSet[int]] = {}
         self._full = False
         self._set: set[str] = set()
         self._strangers: set[int] = set()
@@ -223,10 +225,10 @@ class Watches:
             self._strangers = self._not_ours(table)
         for text, chooser in self._choosers.items():
             if listed or chooser.rule.kind == "gpu":
-                pids = chooser.choose(table) - self._strangers
-                if listed or pids != self._chosen.get(text):
-                    self._chosen[text] = pids
-                    self._assign(text, pids, table)
+                chosen = chooser.choose(table)
+                if listed or chosen is not self._chosen.get(text):
+                    self._chosen[text] = chosen
+                    self._assign(text, chosen - self._strangers, table)
         if listed:
             self._book.retry()
             for key in [k for k, run in self._runs.items() if not run.pids]:
@@ -238,7 +240,7 @@ class Watches:
             return set()
         return table.related(os.getpid(), ()) | table.related(_KTHREADD, ())
 
-    def _assign(self, text: str, pids: set[int], table: ProcessTable) -> None:
+    def _assign(self, text: str, pids: AbstractSet[int], table: ProcessTable) -> None:
         """Give each chosen process to a run, and each run its processes."""
         keys = {pid: key for pid, key in self._keys.get(text, {}).items() if pid in pids}
         found: dict[str, set[int]] = {}
@@ -254,7 +256,7 @@ class Watches:
             self._give(text, key, found.get(key, set()))
 
     def _key(
-        self, pid: int, pids: set[int], keys: Mapping[int, str], table: ProcessTable
+        self, pid: int, pids: AbstractSet[int], keys: Mapping[int, str], table: ProcessTable
     ) -> str | None:
         """Return the run that a process belongs to: its job, its chosen ancestor's, its own."""
         process = self._proc.open(pid)
