@@ -114,6 +114,8 @@ class Sampler:
         self.before_tick: list[Callable[[ProcessTable, bool], None]] = []
         """Called in each tick with the table of processes, and whether it is new: they choose
         what is watched."""
+        self.listed_rarely = False
+        """True where nobody who chooses needs a listing to find processes."""
         self.quiet: set[str] = set()
         """Runs that ask not to be disturbed at the moment."""
         self._staged = staged
@@ -334,7 +336,8 @@ class Sampler:
 
     def _update_groups(self) -> None:
         """Find out who belongs to which run, who of large runs has moved, and who has ended."""
-        listed = bool(self._groups or self.before_tick) and self._table.refresh()
+        rarely = self.listed_rarely and not any(isinstance(g, Tree) for g in self._groups.values())
+        listed = bool(self._groups or self.before_tick) and self._table.refresh(rarely=rarely)
         for choose in self.before_tick:
             choose(self._table, listed)
         for group in self._groups.values():

@@ -15,6 +15,9 @@ __all__ = ["ALL_ANEW", "Group", "ProcessTable", "Tree"]
 SCAN_SHARE = 10
 """A scan of all processes is repeated after ten times what it took: at most a tenth of a core."""
 
+RARELY = 3
+"""Where listings are needed only to see how processes belong together, there are so many fewer."""
+
 ALL_ANEW = 12
 """Listings after which all processes are read, also those that were the same in the last two: in
 between a name may be old (a program can give itself another one)."""
@@ -43,7 +46,7 @@ class ProcessTable:
         self._clock = clock
         self._share = share
         self._shortest_ns = round(shortest_s * NS)
-        self._next_ns = 0
+        self._next_ns = self._rarely_ns = 0
         self._stats: Mapping[int, Stat] = {}
         self._settled: Mapping[int, Stat] = {}
         self._children: Mapping[int, list[int]] = {}
@@ -54,10 +57,14 @@ class ProcessTable:
         """Every process of the last listing."""
         return self._stats
 
-    def refresh(self) -> bool:
-        """List the processes again, unless the last listing was expensive and is recent."""
+    def refresh(self, *, rarely: bool = False) -> bool:
+        """List the processes again, unless the last listing was expensive and is recent.
+
+        Args:
+            rarely: nobody is found by listings alone: one in RARELY is enough.
+        """
         begin = self._clock.monotonic_ns()
-        if begin < self._next_ns:
+        if begin < (self._rarely_ns if rarely else self._next_ns):
             return False
         every = self.number % ALL_ANEW == 0
         stats = self._proc.stats({} if every else self._settled)
@@ -72,11 +79,12 @@ class ProcessTable:
         self._children, self._sessions = children, sessions
         end = self._clock.monotonic_ns()
         self._next_ns = max(end + self._share * (end - begin), begin + self._shortest_ns)
+        self._rarely_ns = begin + RARELY * (self._next_ns - begin)
         return True
 
     def expire(self) -> None:
         """Let the next `refresh` list in any case."""
-        self._next_ns = 0
+        self._next_ns = self._rarely_ns = 0
 
     def related(self, root: int, members: Iterable[int]) -> set[int]:
         """Return the descendants of all members, and root's session when root leads one."""

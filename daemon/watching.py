@@ -197,6 +197,7 @@ class Watches:
             self._sampler.before_tick.append(self._tick)
         if rule.text not in self._choosers:
             self._choosers[rule.text] = _Chooser(rule, self._proc, self._gpu_pids)
+        self._set_pace()
 
     def remove(self, text: str) -> None:
         """Forget a rule and end its runs. Raises UsageError when there is no such rule."""
@@ -205,6 +206,7 @@ class Watches:
         del self._choosers[text]
         if not self._choosers:
             self._sampler.before_tick.remove(self._tick)
+        self._set_pace()
         self._keys.pop(text, None)
         self._chosen.pop(text, None)
         for key in [key for key in self._runs if key[0] == text]:
@@ -220,19 +222,33 @@ class Watches:
             self.add(rule)
         self._set = wanted
 
+    def _set_pace(self) -> None:
+        kinds = {chooser.rule.kind for chooser in self._choosers.values()}
+        self._sampler.listed_rarely = kinds <= {"gpu"}
+
     def _tick(self, table: ProcessTable, listed: bool) -> None:  # noqa: FBT001 - a callback
         if listed:
             self._strangers = self._not_ours(table)
         for text, chooser in self._choosers.items():
-            if listed or chooser.rule.kind == "gpu":
-                chosen = chooser.choose(table)
-                if listed or chosen is not self._chosen.get(text):
-                    self._chosen[text] = chosen
-                    self._assign(text, chosen - self._strangers, table)
+            if listed:
+                self._chosen[text] = chooser.choose(table)
+                self._assign(text, self._chosen[text] - self._strangers, table)
+            elif chooser.rule.kind == "gpu":
+                self._follow(text, chooser.choose(table), table)
         if listed:
             self._book.retry()
             for key in [k for k, run in self._runs.items() if not run.pids]:
                 self._end(key)
+
+    def _follow(self, text: str, pids: AbstractSet[int], table: ProcessTable) -> None:
+        """Take in what a GPU's list says; where it names new processes they are listed first."""
+        if pids is self._chosen.get(text):
+            return
+        self._chosen[text] = pids
+        if pids <= table.stats.keys():
+            self._assign(text, pids - self._strangers, table)
+        else:
+            table.expire()
 
     def _not_ours(self, table: ProcessTable) -> set[int]:
         """Return what is never watched: this daemon with its probes, and the kernel's threads."""

@@ -33,7 +33,7 @@ EVERYTHING: frozenset[Pace] = frozenset(("medium", "still", "slow", "rare"))
 
 ALWAYS_IN_FULL = 8
 """Processes of a run up to which every tick reads and stores all of each; in larger runs what has
-moved, and all at the pace "still". Sums over the run are made and stored in every tick."""
+moved, and all at the pace "still". Sums over the run are made in every tick."""
 
 
 class Reading(NamedTuple):
@@ -79,7 +79,7 @@ class Steady(NamedTuple):
     found: Sequence[Reading | Gap]
     """All of it; the same object as in the tick before while nothing in it is new."""
     news: Sequence[Reading]
-    """What is stored in a tick that stores what has moved: that, and the sums."""
+    """What is stored in a tick that stores what has moved: that, and the run's total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

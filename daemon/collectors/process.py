@@ -78,7 +78,7 @@ class _State:
     fast: list[Reading] = field(default_factory=list)
     """What is read of them in every tick: first each one's, then the tree's."""
     tree: list[Reading] = field(default_factory=list)
-    """The tree's."""
+    """The tree's; what is the same stays the same object."""
     places: dict[Process, int] = field(default_factory=dict)
     """Where in it a process begins; who is not one of the largest is not in it."""
 
@@ -131,7 +131,7 @@ class ProcessCollector:
         """Read who has moved and return what is new; None where all is to be put together."""
         if watch.moved is None or watch.in_full or watch.members is not state.watched:
             return None
-        return _stepped(state, watch.moved) if watch.moved else state.tree
+        return _stepped(state, watch.moved) if watch.moved else state.tree[:1]
 
     def _read_anew(self, state: _State, watch: Watch) -> list[Reading]:
         """Put everything together; return the final rows of those that are gone since."""
@@ -268,10 +268,11 @@ def _stepped(state: _State, moved: Sequence[Process]) -> list[Reading] | None:
     if any(found[p.pid] == found.get(state.members[p].parent) for p in moved):
         return None
     if marks:
-        state.tree = _tree(state, marks)
+        last, state.tree = state.tree, _tree(state, marks)
         fast[len(fast) - len(state.tree) :] = state.tree
         state.fast = fast
-    return news + state.tree
+        news += [now for now, then in zip(state.tree, last, strict=True) if now is not then]
+    return news if state.tree[0] in news else [*news, state.tree[0]]
 
 
 def _slower(state: _State) -> Iterator[Reading]:
@@ -332,7 +333,7 @@ def _sums(found: Collection[Values]) -> Values:
 
 
 def _tree(state: _State, marks: Iterable[int]) -> list[Reading]:
-    """Return the tree's readings.
+    """Return the tree's readings, RSS first.
 
     Args:
         state: with its sums.
@@ -341,8 +342,9 @@ def _tree(state: _State, marks: Iterable[int]) -> list[Reading]:
     if not state.found:
         return []
     state.hwm_bytes = max(state.hwm_bytes, state.sums["rss_bytes"], *marks)
-    return [
-        *(Reading("tree", metric, value) for metric, value in state.sums.items()),
-        Reading("tree", "hwm_bytes", state.hwm_bytes),
-        Reading("tree", "processes_count", len(state.found)),
-    ]
+    values = {
+        **state.sums,
+        "hwm_bytes": state.hwm_bytes,
+        "processes_count": len(state.found),
+    }
+    return _readings("tree", values, state.tree, tuple(values))
