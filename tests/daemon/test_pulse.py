@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import subprocess
 from memplan_daemon.collectors.base import ALWAYS_IN_FULL
 from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.proc import ProcFolder
-from memplan_daemon.pulse import Pulse
+from memplan_daemon.pulse import REST_TICKS, Pulse
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.tree import Group
 
@@ -120,6 +121,47 @@ def test_in_a_large_run_who_ends_leaves_in_the_next_tick_with_a_final_row(proc, 
         assert writer.values(f"process:{pid}", "final_rss_bytes") == [4096 * (100 + pid)]
     assert writer.values("tree", "processes_count")[-1] == len(PIDS) - 2
     sampler.close()
+
+
+def test_who_rests_takes_turns_until_it_moves(proc, monkeypatch):
+    """A minute without a move: half of the looks; a move is seen in two ticks, and wakes it."""
+    looked, real = [], os.pread
+
+    def counting(*args):
+        looked.append(args[0])
+        return real(*args)
+
+    monkeypatch.setattr(os, "pread", counting)
+    for pid in range(1, 11):
+        add(proc, pid, 100)
+    members = {pid: proc.hold(pid) for pid in range(1, 11)}
+    pulse = Pulse()
+
+    def looks():
+        looked.clear()
+        pulse.read({"r": members})
+        return len(looked)
+
+    for tick in range(2 * REST_TICKS):
+        add(proc, 10, 200 + tick % 2)  # the one that always moves
+        assert looks() == 10 or tick >= REST_TICKS
+    assert [looks() for _ in range(4)] in ([6, 5, 6, 5], [5, 6, 5, 6])
+    add(proc, 4, 101)
+    seen = []
+    for _ in range(2):
+        looks()
+        seen += moved(pulse).get("r", [])
+    assert seen == [4]
+    for pages in (102, 103):
+        add(proc, 4, pages)
+        looks()
+        assert moved(pulse) == {"r": [4]}, "it is awake"
+    proc.remove(5)
+    seen = []
+    for _ in range(2):
+        looks()
+        seen += pulse.faint
+    assert set(seen) == {("r", 5)}
 
 
 def test_over_many_ticks_it_is_what_a_look_at_each_says(proc):
