@@ -284,12 +284,14 @@ class Board:
 def _moved(now: Lists, last: Lists) -> list[Reading] | None:
     """Return the readings with other values; None where more than values is another.
 
-    What did not change is mostly the same object, and needs no second look.
+    What did not change is mostly the same object, list or reading, and needs no second look.
     """
     if list(map(len, now)) != list(map(len, last)):
         return None
     found = []
     for items, before in zip(now, last, strict=True):
+        if items is before:
+            continue
         for i in compress(range(len(items)), map(is_not, items, before)):
             item, was = items[i], before[i]
             if item == was:
