@@ -37,7 +37,7 @@ class Fixed:
         self.run = []
 
     def collect(self, watch):
-        return self.host if watch.run_id is None else self.run
+        return list(self.host if watch.run_id is None else self.run)
 
 
 class FakeGpus:
