@@ -65,7 +65,7 @@ ALLOWED = {
 FOREIGN = {
     "memplan.store": {"sqlalchemy", "alembic"},
     "memplan_migrations": {"sqlalchemy", "alembic"},
-    "memplan_daemon": {"psutil", "pynvml", "amdsmi", "opentelemetry"},
+    "memplan_daemon": {"psutil", "pynvml", "amdsmi", "prometheus_client", "opentelemetry"},
     "memplan_tui": {"textual", "rich"},
     "memplan.cli": {"click", "pyarrow"},
     "memplan.config": {"platformdirs"},

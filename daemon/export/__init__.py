@@ -45,8 +45,8 @@ class Exporters:
             prometheus: loopback address and port; None = off.
             otlp: URL to push to; "" = off.
 
-        Raises MissingDependencyError without OpenTelemetry's SDK, DaemonError when the port is
-        taken or no thread can be started; then everything is as before.
+        Raises MissingDependencyError without the package, DaemonError when the port is taken or no
+        thread can be started; then everything is as before.
         """
         wanted: list[object] = [key for key in (prometheus, otlp) if key]
         started: dict[object, Exporter] = {}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -22,7 +19,7 @@ from memplan_daemon.export import Exporters
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.tree import Group
 
-from memplan.errors import DaemonError
+from memplan.errors import DaemonError, MissingDependencyError
 from memplan.testing import ManualClock
 
 pytest.importorskip("prometheus_client")
@@ -347,68 +344,13 @@ def test_what_is_no_text_does_not_end_the_scrapes(get, sampler, fixed):
     assert parsed(get())["memplan_gpu_used_bytes", (("gpu", "G?"),)] == 5
 
 
-@pytest.fixture
-def talk(port):
-    def say(*parts):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-            for part in parts:
-                connection.sendall(part)
-            with connection.makefile("rb") as answer:
-                return answer.read()
-
-    return say
-
-
-@pytest.mark.parametrize(
-    ("request_text", "code"),
-    [
-        (b"GET /-/healthy HTTP/1.0\r\n\r\n", b"200"),
-        (b"GET /-/healthy?x=1 HTTP/1.1\r\nHost: localhost:9400\r\n\r\n", b"200"),
-        (b"GET /-/healthy HTTP/1.1\nhOST: [::1]:9400\n\n", b"200"),
-        (b"GET /-/healthy HTTP/1.1\r\nHost: 127.0.0.1.evil.example\r\n\r\n", b"403"),
-        (b"GET /-/healthy HTTP/1.1\r\nHost : evil.example\r\n\r\n", b"403"),
-        (b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", b"403"),
-        (b"GET /-/healthy HTTP/1.1\r\nHost: [\r\n\r\n", b"403"),
-        (b"GET /-/healthy HTTP/1.1\r\nHost:\r\n\r\n", b"403"),
-        (b"POST /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
-        (b"GET /-/healthy\r\n\r\n", b"400"),
-        (b"\xff\x00\r\n\r\n", b"400"),
-        (b"\r\n\r\n", b"400"),
-    ],
-)
-def test_requests_are_answered_once_whatever_they_are(talk, request_text, code):
-    """By HTTP/1.0, also where a request comes byte by byte."""
-    answer = talk(request_text)
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 %b " % code)
-    assert b"\r\nContent-Length: %d" % len(body) in head
-    assert b"\r\nDate: " in head
-    in_parts = talk(*(request_text[i : i + 1] for i in range(len(request_text))))
-    assert in_parts.splitlines()[0] == answer.splitlines()[0]
-
-
-def test_who_is_too_slow_or_says_too_much_gets_nothing(talk, get, monkeypatch):
-    """And others are answered meanwhile."""
-    from memplan_daemon.export import web
-
-    monkeypatch.setattr(web, "SLOWEST_S", 0.2)
-    assert talk(b"GET / HTTP/1.1\r\nHost: ") == b""
-    assert talk(b"GET / HTTP/1.1\r\nX: " + b"x" * (web.LONGEST_BYTES // 2)) == b""
-    with contextlib.suppress(OSError):
-        assert talk(b"GET / HTTP/1.1\r\nX: " + b"x" * (web.LONGEST_BYTES + 1)) == b""
-    assert get("/-/healthy") == "ok\n"
-
-
-def test_a_scrape_loads_neither_the_client_nor_http():
-    """They would be 4 MiB of the daemon's memory."""
-    code = (
-        "import sys, memplan_daemon.daemon, memplan_daemon.export.prometheus\n"
-        "print(*{'prometheus_client', 'http.server', 'http.client', 'ssl'} & sys.modules.keys())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.strip() == ""
+def test_without_the_client_the_missing_package_is_named(exporters, monkeypatch):
+    """It is an extra."""
+    monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        exporters.apply(("127.0.0.1", free_port()), "")
+    assert "memplan[prometheus]" in caught.value.hint
+    assert not [t for t in threading.enumerate() if t.name == "memplan-prometheus"]
 
 
 def test_opentelemetry_gets_the_conventions_names(sampler, fixed):
@@ -441,27 +383,3 @@ def test_opentelemetry_gets_the_conventions_names(sampler, fixed):
     assert ("memplan.run.memory.usage", 9, (("memplan.run", "r-1"),)) in found
     torch = (("memplan.device", "cuda:0"), ("memplan.run", "r-1"))
     assert ("memplan.run.torch.allocated", 3, torch) in found
-
-
-def test_without_descriptors_a_server_rests_and_can_be_closed():
-    """A connection that cannot be taken stays in the kernel's queue: to ask at once is to spin."""
-    from memplan_daemon.export.web import Server
-
-    server = Server(("127.0.0.1", 0), lambda path: path)
-    tries, tried = [], threading.Event()
-
-    class Full:
-        def accept(self):
-            tries.append(1)
-            tried.set()
-            raise OSError(errno.EMFILE, "too many open files")
-
-    listener, server._listener = server._listener, Full()
-    thread = threading.Thread(target=server.serve)
-    thread.start()
-    assert tried.wait(10)
-    thread.join(0.2)
-    server._listener = listener
-    server.close()
-    thread.join(10)
-    assert (len(tries), thread.is_alive()) == (1, False)

@@ -450,6 +450,7 @@ def scrape(port):
 
 def test_26_without_threads_it_samples_on(nvml, daemons, database, monkeypatch, port, until):
     """A scrape gets no answer and a dead probe no successor, until threads are there again."""
+    pytest.importorskip("prometheus_client")
     nvml.gpus = [FakeGpu(uuid="GPU-a", used=77)]
     nvml.write()
     monkeypatch.setenv("MEMPLAN_PROMETHEUS", str(port))
@@ -476,6 +477,7 @@ def test_26_a_daemon_that_starts_without_threads_samples_and_says_what_is_missin
     database, monkeypatch, port, until
 ):
     """Nobody can scrape it, which is no reason to measure nothing."""
+    pytest.importorskip("prometheus_client")
     monkeypatch.setenv("MEMPLAN_PROMETHEUS", str(port))
     with control_group("pids", pids__max=1) as group:
         code = (
@@ -566,6 +568,7 @@ def test_27_the_watchdog_hears_nothing_from_a_sampler_that_hangs(
     forked, home, monkeypatch, port, until
 ):
     """Its process and its other threads live: the sign of life is the loop's alone."""
+    pytest.importorskip("prometheus_client")
     monkeypatch.setenv("MEMPLAN_PROMETHEUS", str(port))
     flag = home / "hang"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

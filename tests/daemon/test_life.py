@@ -207,6 +207,7 @@ def listening(pid):
 
 def test_asked_it_listens_at_one_port_of_this_machine(running, monkeypatch):
     """By the same tables: they do show what listens."""
+    pytest.importorskip("prometheus_client")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
