@@ -1,4 +1,4 @@
-"""A snapshot as metric families: names, labels and units as Prometheus wants them."""
+"""The newest readings as metric families: names, labels and units as Prometheus wants them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from memplan_daemon.collectors.gpu import GpuCollector
 from memplan_daemon.sampler import Sampler
-from memplan_daemon.snapshot import Key, Snapshot
+from memplan_daemon.snapshot import Moment
 
-__all__ = ["Family", "Shown", "others", "place", "shown"]
+__all__ = ["Family", "family_of", "others", "place"]
 
 _UNITS = {
     "microseconds": ("seconds", 1e-6),
@@ -56,9 +56,8 @@ class Family:
     """(label values, value)."""
 
 
-def place(key: Key) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
-    """Return (scope, label names, label values) of a series; None for one that is not exported."""
-    run, entity, _ = key
+def place(run: str | None, entity: str) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
+    """Return (scope, label names, label values) of an entity; None for one that is not exported."""
     if run is None:
         kind, _, name = entity.partition(":")
         if kind == "gpu":
@@ -93,43 +92,34 @@ def _metric(metric: str) -> tuple[str, float, bool]:
     return metric, 1.0, counter
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """How one series of a snapshot is shown."""
+def family_of(scope: str, labels: tuple[str, ...], metric: str) -> tuple[Family, float] | None:
+    """Return a metric of a scope without series, and the factor from our unit to the base unit.
 
-    family: Family
-    """The metric with its labels, and no series."""
-    values: tuple[str, ...]
-    """Of the labels."""
-    factor: float
-    """From our unit to the base unit."""
-
-
-def shown(key: Key) -> Shown | None:
-    """Return how a series is shown; None for one that is not."""
-    if (where := place(key)) is None or key[2].startswith("final_"):
+    None for one that is not shown.
+    """
+    if metric.startswith("final_"):
         return None
-    scope, labels, values = where
-    stem, factor, counter = _metric(key[2])
+    stem, factor, counter = _metric(metric)
     about = f"{stem.replace('_', ' ')} of one {scope.replace('_', ' of one ')}, as sampled."
-    return Shown(Family(f"memplan_{scope}_{stem}", about, labels, counter), values, factor)
+    return Family(f"memplan_{scope}_{stem}", about, labels, counter), factor
 
 
-def others(sampler: Sampler, snapshot: Snapshot, gpus: Sequence[GpuCollector]) -> Iterable[Family]:
-    """Yield what is shown beside a snapshot's numbers."""
-    yield from _missing(snapshot)
+def others(sampler: Sampler, moment: Moment, gpus: Sequence[GpuCollector]) -> Iterable[Family]:
+    """Yield what is shown beside a moment's numbers."""
+    yield from _missing(moment)
     yield from _devices(gpus)
-    yield from _own(sampler, snapshot)
+    yield from _own(sampler, moment)
 
 
-def _missing(snapshot: Snapshot) -> Iterable[Family]:
+def _missing(moment: Moment) -> Iterable[Family]:
     family = Family(
         "memplan_missing",
         "1 for a number that cannot be read, with the reason.",
         labels=("run", "entity", "metric", "reason"),
     )
-    for (run, entity, metric), state in snapshot.gaps.items():
-        family.series.append(((run or "", entity, metric, state), 1))
+    for part in moment.parts:
+        for (entity, metric), state in part.gaps.items():
+            family.series.append(((part.run or "", entity, metric, state), 1))
     yield family
 
 
@@ -143,14 +133,14 @@ def _devices(gpus: Sequence[GpuCollector]) -> Iterable[Family]:
     yield info
 
 
-def _own(sampler: Sampler, snapshot: Snapshot) -> Iterable[Family]:
+def _own(sampler: Sampler, moment: Moment) -> Iterable[Family]:
     counts, budget = sampler.counts, sampler.budget
     numbers = {
         "ticks": (counts.ticks, True, "Ticks taken."),
         "events": (sampler.events.count, True, "Events seen."),
         "samples_written": (counts.samples_written, True, "Samples that the store has committed."),
         "lateness_seconds": (counts.lateness_ns / 1e9, False, "Lateness of the newest tick."),
-        "last_tick_timestamp_seconds": (snapshot.t_ns / 1e9, False, "When it ticked last."),
+        "last_tick_timestamp_seconds": (moment.t_ns / 1e9, False, "When it ticked last."),
         "store_up": (int(not sampler.store_error), False, "1 while the store takes samples."),
         "stretch_ratio": (
             budget.stretch if budget else 1.0,
@@ -161,6 +151,6 @@ def _own(sampler: Sampler, snapshot: Snapshot) -> Iterable[Family]:
     for name, (value, counter, text) in numbers.items():
         yield Family(f"memplan_sampler_{name}", text, (), counter, [((), value)])
     info = Family("memplan_run_info", "A run that is watched.", ("run", "pid", "uid"))
-    for run_id, about in snapshot.runs.items():
+    for run_id, about in moment.runs.items():
         info.series.append(((run_id, str(about.pid), str(about.uid)), 1))
     yield info

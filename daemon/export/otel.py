@@ -103,7 +103,7 @@ class OtelExporter:
         for key, value in self._values():
             if (key[0] is None) != (scope is None) or key[2] != metric:
                 continue
-            where = place(key)
+            where = place(key[0], key[1])
             scopes = {"tree": "run", "gpu": "run_gpu"}
             if where is not None and where[0] == scopes.get(kind, kind):
                 labels = dict(zip(where[1], where[2], strict=True))

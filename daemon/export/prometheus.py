@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from memplan_daemon.collectors.gpu import GpuCollector
-from memplan_daemon.export.families import Family, others, shown
+from memplan_daemon.export.exposition import Client, Page
+from memplan_daemon.export.families import others
 from memplan_daemon.sampler import Sampler
-from memplan_daemon.snapshot import Key
+from memplan_daemon.snapshot import Moment
 
-from memplan.errors import DaemonError, MissingDependencyError
+from memplan.errors import DaemonError
 
 __all__ = ["PrometheusExporter"]
 
@@ -26,107 +25,45 @@ _log = logging.getLogger("memplan.daemon")
 MOST_AT_ONCE = 32
 """Scrapes that are answered at once; the rest are told to come again."""
 
-SPARE_LINES = 1000
-"""Series whose text is kept after they have gone, besides as many as there are."""
-
 SLOWEST_S = 5.0
 """Seconds that a request may take to arrive."""
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class _Line(NamedTuple):
-    """One series in the exposition, but for its number."""
-
-    header: str
-    """What stands above its metric; "" for a series that is not shown."""
-    beginning: str
-    """Name and labels."""
-    factor: float
-    """Our number times this is what is shown."""
-
-
-_HIDDEN = _Line("", "", 1.0)
-
-
-class _Metrics(NamedTuple):
-    """What the client writes in one go."""
-
-    metrics: list[Any]
-
-    def collect(self) -> list[Any]:
-        """Return it."""
-        return self.metrics
-
-
 class _Renderer:
-    """The text of the newest tick; made once, however many ask.
-
-    The official client writes each series once, as it knows how to escape, and only the number
-    changes from then on: to write all anew takes it ten times as long, and memory with it.
-    """
+    """The text of the newest tick; made once, however many ask."""
 
     def __init__(self, sampler: Sampler, gpus: Sequence[GpuCollector]) -> None:
-        try:
-            from prometheus_client import core, exposition
-        except ImportError as error:
-            raise MissingDependencyError(
-                "the Prometheus endpoint needs prometheus-client",
-                hint="pip install 'memplan[prometheus]'",
-            ) from error
         self._sampler = sampler
         self._gpus = gpus
-        self._core, self._exposition = core, exposition
-        self.content_type = exposition.CONTENT_TYPE_LATEST
+        self._client = Client()
+        self.content_type = self._client.content_type
         self._lock = threading.Lock()
-        self._lines: dict[Key, _Line] = {}
-        self._tick = -1
+        self._pages: dict[str | None, Page] = {}
+        self._moment: Moment | None = None
         self._text = b""
 
     def text(self) -> bytes:
         """Return the exposition of the newest tick."""
         with self._lock:
-            tick = self._sampler.counts.ticks
-            if tick != self._tick:
-                self._text, self._tick = self._rendered(), tick
+            moment = self._sampler.board.moment()
+            if moment is not self._moment:
+                self._text, self._moment = self._rendered(moment), moment
             return self._text
 
-    def _rendered(self) -> bytes:
-        snapshot = self._sampler.board.snapshot()
-        if len(self._lines) > 2 * len(snapshot.values) + SPARE_LINES:  # of processes that ended
-            self._lines = {}
-        found: dict[str, list[str]] = {}
-        for key, value in snapshot.values.items():
-            line = self._lines.get(key)
-            if line is None:
-                line = self._lines[key] = self._line(key)
-            header, beginning, factor = line
-            if header:
-                number = value if factor == 1.0 else value * factor
-                found.setdefault(header, []).append(f"{beginning} {number}\n")
-        numbers = "".join(header + "".join(lines) for header, lines in found.items())
-        return (numbers + self._written(others(self._sampler, snapshot, self._gpus))).encode()
-
-    def _line(self, key: Key) -> _Line:
-        if (how := shown(key)) is None:
-            return _HIDDEN
-        family = how.family
-        text = self._written([replace(family, series=[(how.values, 0)])])
-        *header, line, _ = text.split("\n")
-        header_text = sys.intern("".join(f"{one}\n" for one in header))
-        return _Line(header_text, line.rpartition(" ")[0], how.factor)
-
-    def _written(self, families: Iterable[Family]) -> str:
-        """Return families in the official client's words."""
-        metrics = []
-        for family in families:
-            counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
-            kind = counter if family.counter else gauge
-            metric = kind(family.name, family.help, labels=family.labels)
-            for labels, value in family.series:
-                metric.add_metric(labels, value)
-            metrics.append(metric)
-        return self._exposition.generate_latest(_Metrics(metrics)).decode()
+    def _rendered(self, moment: Moment) -> bytes:
+        pages: dict[str | None, Page] = {}
+        found: dict[bytes, list[bytes]] = {}
+        for part in moment.parts:
+            page = pages[part.run] = self._pages.get(part.run) or Page(self._client, part)
+            page.turn(part)
+            for block in page.blocks:
+                found.setdefault(block.header, []).append(block.text)
+        self._pages = pages
+        numbers = (b"%b%b\n" % (header, b"\n".join(texts)) for header, texts in found.items())
+        beside = self._client.written(others(self._sampler, moment, self._gpus))
+        return b"".join((*numbers, beside))
 
     @property
     def is_ready(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from memplan_daemon.collectors.base import Event, Gap, Reading
 from memplan_daemon.proc import Process, ProcFolder
+from memplan_daemon.snapshot import RunInfo
 
 from memplan import testing
 from memplan.errors import MemplanError
@@ -173,3 +176,81 @@ def daemons(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.communicate()
+
+
+HOSTILE = 'a"b\\c\nd{}=,é\x85\u2028 '
+"""What a driver, or whoever names a run, may say."""
+
+METRICS = ("rss_bytes", "hwm_bytes", "power_milliwatts", "ooms_count", "final_rss_bytes")
+
+
+class Weather:
+    """Ticks in which all that can happen to a board happens, by dice; most of it stays the same.
+
+    Runs, processes and metrics come, go and come again, numbers become gaps, a series is found
+    twice, what has not changed is the same object, or its equal, or a list of the same objects.
+    """
+
+    def __init__(self, seed):
+        self.dice = random.Random(seed)
+        self.tick = 0
+        self.kept = {}
+        self.lists = {}
+        self.watched = {}
+
+    def happens(self, share):
+        return self.dice.random() < share
+
+    def item(self, run, entity, metric, nth):
+        key = run, entity, metric, nth
+        if key not in self.kept or self.happens(0.1):
+            kind = Gap if self.happens(0.2) else Reading
+            value = "late" if kind is Gap else self.dice.choice((0, 1, 7, 10**15))
+            self.kept[key] = kind(entity, metric, value)
+        elif self.happens(0.1):
+            self.kept[key] = type(self.kept[key])(*self.kept[key])
+        return self.kept[key]
+
+    def collected(self, run, entities, pace):
+        """Return what one collector finds of a run."""
+        key = run, pace
+        if key not in self.lists or self.happens(0.2):
+            names = [(e, m, 0) for e in entities for m in METRICS if self.happens(0.6)]
+            twice = [(e, m, 1) for e, m, _ in names if self.happens(0.02)]
+            self.lists[key] = names + twice
+        items = [self.item(run, *names) for names in self.lists[key]]
+        if self.happens(0.05):
+            items.append(Event("host", "host.clock", 0, "it moved"))
+        return items
+
+    def blow(self, board):
+        """Publish one tick."""
+        self.tick += 1
+        due = [pace for pace in ("medium", "rare") if self.happens(0.2)]
+        for run in ("r", HOSTILE, "s"):
+            if self.happens(0.1):
+                self.watched.pop(run, None)
+            elif self.happens(0.1):
+                self.watched[run] = RunInfo(pid=self.tick, uid=None)
+        found = []
+        of_host = ["host", "daemon", f"gpu:{HOSTILE}", "gpu:G", "strange"]
+        of_run = [
+            "tree",
+            "cgroup",
+            "gpu:G/tree",
+            f"torch:{HOSTILE}",
+            *(f"process:{pid}{part}" for pid in (1, 2, 3) for part in ("", "/gpu:G", "/torch:c")),
+        ]
+        over = [run for run in ("r", "s") if self.happens(0.05)]
+        for run in dict.fromkeys([None, *self.watched, *over]):
+            entities = of_host if run is None else of_run
+            paces = [pace for pace in ("fast", *due) if self.happens(0.95)]
+            found += [(run, self.collected(run, entities, pace)) for pace in paces]
+        board.publish(t_ns=self.tick, tick=self.tick, due=due, found=found, runs=dict(self.watched))
+        return due, found
+
+
+@pytest.fixture(params=range(5))
+def weather(request):
+    """Return weather, each time another."""
+    return Weather(request.param)

@@ -34,7 +34,7 @@ class Fixed:
         self.run = []
 
     def collect(self, watch):
-        return self.host if watch.run_id is None else self.run
+        return list(self.host if watch.run_id is None else self.run)
 
 
 class FakeGpus:
@@ -82,10 +82,14 @@ def free_port():
 
 
 @pytest.fixture
-def get(exporters):
-    port = free_port()
-    exporters.apply(("127.0.0.1", port), "")
+def port(exporters):
+    chosen = free_port()
+    exporters.apply(("127.0.0.1", chosen), "")
+    return chosen
 
+
+@pytest.fixture
+def get(port):
     def ask(path="/metrics", **headers):
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -273,6 +277,71 @@ def test_a_port_that_is_taken_is_said_and_what_ran_goes_on(exporters):
         with pytest.raises(DaemonError, match="cannot listen"):
             exporters.apply(other.getsockname(), "")
     urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10).close()
+
+
+def by_the_client(sampler, gpus):
+    """Return what the official client writes of a snapshot: lines by what stands above them."""
+    from memplan_daemon.export.families import family_of, others, place
+    from prometheus_client import core, exposition
+
+    families = {}
+    for (run, entity, metric), value in sampler.board.snapshot().values.items():
+        where = place(run, entity)
+        if where is None or (found := family_of(where[0], where[1], metric)) is None:
+            continue
+        family, factor = found
+        families.setdefault(family.name, family).series.append((where[2], value * factor))
+    metrics = []
+    for family in (*families.values(), *others(sampler, sampler.board.moment(), gpus)):
+        kind = core.CounterMetricFamily if family.counter else core.GaugeMetricFamily
+        metrics.append(kind(family.name, family.help, labels=family.labels))
+        for labels, value in family.series:
+            metrics[-1].add_metric(labels, value)
+
+    class Collected:
+        collect = staticmethod(lambda: metrics)
+
+    return by_family(exposition.generate_latest(Collected()).decode())
+
+
+def by_family(text):
+    """Return the series below each header, in no order: name and labels, and the number."""
+    found = {}
+    for line in text.removesuffix("\n").split("\n"):
+        if line.startswith("# HELP"):
+            header = line
+        elif line.startswith("# TYPE"):
+            assert (header, line) not in found
+            lines = found[header, line] = []
+        else:
+            name, _, number = line.rpartition(" ")
+            lines.append((name, float(number)))
+    return {header: sorted(lines) for header, lines in found.items()}
+
+
+def test_the_text_is_what_the_official_client_writes_of_all_of_it(sampler, weather):
+    """Whatever comes, goes and changes: it is written anew only where it moved."""
+    from memplan_daemon.export.prometheus import _Renderer
+
+    gpus = [FakeGpus()]
+    renderer = _Renderer(sampler, gpus)
+    series = 0
+    for _ in range(250):
+        weather.blow(sampler.board)
+        sampler.counts.ticks += 1
+        if weather.happens(0.3):
+            continue
+        found = by_family(renderer.text().decode())
+        assert found == by_the_client(sampler, gpus)
+        series = max(series, sum(map(len, found.values())))
+    assert series > 60
+
+
+def test_what_is_no_text_does_not_end_the_scrapes(get, sampler, fixed):
+    """Half a character in a name is a question mark."""
+    fixed.host.append(Reading("gpu:G\udcff", "used_bytes", 5))
+    sampler.tick()
+    assert parsed(get())["memplan_gpu_used_bytes", (("gpu", "G?"),)] == 5
 
 
 def test_without_the_client_the_missing_package_is_named(exporters, monkeypatch):
