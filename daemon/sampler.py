@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
 
+from memplan_daemon.backlog import Backlog
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock, ClockWatch
 from memplan_daemon.collectors.base import (
@@ -32,15 +30,9 @@ from memplan.store.base import Writer
 from memplan.store.batch import Instant, Instants
 from memplan.types import Sample
 
-__all__ = ["BUFFER_S", "Counts", "Paces", "Sampler"]
+__all__ = ["Counts", "Paces", "Sampler"]
 
 _log = logging.getLogger("memplan.daemon")
-
-BUFFER_S = 60.0
-"""Seconds of samples that are kept while the store refuses them; older ones are dropped."""
-
-BATCH_SAMPLES = 20_000
-"""Samples written in one transaction at most, so that a long backlog goes in parts."""
 
 SHORTEST_INTERVAL_S = 0.01
 
@@ -48,20 +40,12 @@ _PACES: tuple[Pace, ...] = ("medium", "still", "rare")
 """Those that the sampler keeps; what is slow has a budget of its own."""
 
 
-@dataclass(slots=True)
-class _Tick:
-    """The samples of one tick on their way to the store."""
-
-    monotonic_ns: int
-    samples: Instants
-
-
 class Sampler:
     """Samples the host and the watched process trees, and keeps what the store cannot take yet.
 
     A collector that fails is logged once and left out until it works again. When the store
-    refuses (disk full) or is gone, samples wait in memory, BUFFER_S long at most, and are offered
-    again at every tick.
+    refuses (disk full) or is gone, samples wait in memory (`Backlog`), and are offered again at
+    every tick.
     """
 
     def __init__(
@@ -131,7 +115,7 @@ class Sampler:
         self._failing: set[int] = set()
         self._over: list[str] = []
         self._taken = 0  # samples that the store has, in its memory or on disk
-        self._buffer: deque[_Tick] = deque()
+        self._backlog = Backlog(clock)
         self._extra: list[Instant] = []
         self._extra_found: list[tuple[str | None, Found]] = []
         self._due_ns = self._host_due_ns = clock.monotonic_ns()
@@ -235,17 +219,17 @@ class Sampler:
 
     def offer(self, samples: Sequence[Sample]) -> None:
         """Put samples behind those that wait, and write as many as the store takes."""
-        if samples:
-            self._buffer.append(_Tick(self._clock.monotonic_ns(), Instants.of(samples)))
+        self._backlog.add(samples)
+        write = self.writer.stage_samples if self._staged else self.writer.write_samples
         try:
             self.events.save(self.writer)
-            self._flush()
+            self._backlog.flush(write, self._count_taken)
         except (StoreError, DaemonError) as error:
             if str(error) != self.store_error:
                 _log.warning("the store refuses samples, they wait: %s", error)
             self.store_error = str(error)
             self.store_gone = isinstance(error, DaemonError)
-            self._trim()
+            self.counts.samples_dropped += self._backlog.trim()
             return
         finally:
             self.update_counts()
@@ -263,7 +247,7 @@ class Sampler:
         staged = int(getattr(self.writer, "waiting", 0))
         given_up = int(getattr(self.writer, "dropped", 0))
         self.counts.samples_written = self._taken - staged - given_up
-        self.counts.samples_waiting = staged + sum(len(tick.samples) for tick in self._buffer)
+        self.counts.samples_waiting = staged + len(self._backlog)
 
     @property
     def dropped(self) -> int:
@@ -274,8 +258,7 @@ class Sampler:
         """Let go of all processes; what still waits is counted as dropped."""
         for run_id in list(self._groups):
             self.unwatch(run_id)
-        self.counts.samples_dropped += sum(len(tick.samples) for tick in self._buffer)
-        self._buffer.clear()
+        self.counts.samples_dropped += self._backlog.clear()
 
     def _stretched_ns(self, seconds: float) -> int:
         stretch = self.budget.stretch if self.budget is not None else 1.0
@@ -379,26 +362,8 @@ class Sampler:
         self._failing.discard(index)
         return readings
 
-    def _flush(self) -> None:
-        while self._buffer:
-            count = size = 0
-            for tick in self._buffer:
-                if count and size + len(tick.samples) > BATCH_SAMPLES:
-                    break
-                size += len(tick.samples)
-                count += 1
-            ticks = list(islice(self._buffer, count))
-            batch = Instants(instant for tick in ticks for instant in tick.samples.instants)
-            write = self.writer.stage_samples if self._staged else self.writer.write_samples
-            write(batch)
-            self._taken += size
-            for _ in range(count):
-                self._buffer.popleft()
-
-    def _trim(self) -> None:
-        oldest = self._clock.monotonic_ns() - round(BUFFER_S * NS)
-        while self._buffer and self._buffer[0].monotonic_ns < oldest:
-            self.counts.samples_dropped += len(self._buffer.popleft().samples)
+    def _count_taken(self, samples: int) -> None:
+        self._taken += samples
 
 
 def _info(group: Group) -> RunInfo:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
+from memplan_daemon.backlog import BATCH_SAMPLES, BUFFER_S
 from memplan_daemon.clock import NS, SystemClock
 from memplan_daemon.collectors.base import Reading
 from memplan_daemon.collectors.process import ProcessCollector
-from memplan_daemon.sampler import BATCH_SAMPLES, BUFFER_S, Sampler
+from memplan_daemon.sampler import Sampler
 
 from memplan.errors import DaemonError, StoreError, UsageError
 from memplan.store.reader import StoreReader
