@@ -217,7 +217,7 @@ class GpuCollector:
         gpu = self._gpus.setdefault(uuid, _Gpu(entry["name"]))
         gpu.missing = entry["missing"]
         gpu.fresh = entry["state"] == "ok"
-        processes = dict(entry["processes"] or ())
+        processes = entry["processes"] or {}
         if processes != gpu.processes:  # the same object as long as it says the same
             gpu.processes = processes
         self._set(uuid, entry["state"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from memplan_daemon.probe.fields import Device, reply
@@ -49,7 +48,7 @@ class AmdBackend:
         except self._smi.AmdSmiException as error:
             self._devices = []
             return reply("failed", reason=str(error))
-        return reply("ok" if devices else "absent", devices=devices, events=[])
+        return reply("ok" if devices else "absent", devices=devices)
 
     def _named(self, handle: Any) -> tuple[Any, str, str]:
         name = str(self._smi.amdsmi_get_gpu_asic_info(handle).get("market_name", "AMD GPU"))
@@ -81,7 +80,7 @@ class AmdBackend:
                 "temperature_celsius": lambda: smi.amdsmi_get_temp_metric(handle, kind, now),
             }
         for metric, read in reads.items():
-            device.attempt(metric, partial(_read, read), self._reason)
+            device.attempt(metric, self._reason, _read, read)
         if {"total_bytes", "used_bytes"} <= device.values.keys():
             device.take("free_bytes", device.values["total_bytes"] - device.values["used_bytes"])
         return device
@@ -99,12 +98,12 @@ class AmdBackend:
         except self._smi.AmdSmiException as error:
             device.missing["compute_processes"] = self._reason(error)
             return
-        found = []
+        found = {}
         for entry in entries:
             info = (
                 entry
                 if isinstance(entry, dict)
                 else self._smi.amdsmi_get_gpu_process_info(handle, entry)
             )
-            found.append((int(info["pid"]), _number(info.get("memory_usage", {}).get("vram_mem"))))
+            found[int(info["pid"])] = _number(info.get("memory_usage", {}).get("vram_mem"))
         device.processes = found

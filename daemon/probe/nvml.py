@@ -7,10 +7,9 @@ import ctypes
 import struct
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-from memplan_daemon.probe.fields import Device, reply
+from memplan_daemon.probe.fields import Device, Processes, reply
 
 __all__ = ["NvmlBackend"]
 
@@ -43,13 +42,29 @@ _EVENT_KINDS = {1: "ecc_single", 2: "ecc_double", 8: "xid"}
 _NVLINK_TX, _NVLINK_RX = 138, 139
 """NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX and _RX, KiB since the driver was loaded."""
 _ALL_LINKS = 2**32 - 1
-_INSUFFICIENT_SIZE, _FUNCTION_NOT_FOUND = 7, 13
+_INSUFFICIENT_SIZE, _TIMEOUT, _FUNCTION_NOT_FOUND = 7, 10, 13
+_MEMORY = struct.Struct("@IQQQQ")
+"""nvmlMemory_v2_t: version, and bytes: total, reserved, free, used."""
 _PROCESS = struct.Struct("@IQII")
 """nvmlProcessInfo_v2_t: process id, bytes, and the two numbers of a MIG device."""
 _TRIES = 3
 _ROOM = 128
 """Processes that a list is expected to hold at the most; it grows."""
 
+_MEDIUM: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("power_milliwatts", "nvmlDeviceGetPowerUsage", ()),
+    ("power_limit_milliwatts", "nvmlDeviceGetEnforcedPowerLimit", ()),
+    ("sm_clock_megahertz", "nvmlDeviceGetClockInfo", (1,)),
+    ("memory_clock_megahertz", "nvmlDeviceGetClockInfo", (2,)),
+)
+"""Metric, the function that has it as one unsigned number, and what that is told beside the
+device: NVML_CLOCK_SM, NVML_CLOCK_MEM."""
+
+_EITHER = ("Compute", "Graphics")
+_LISTS = tuple(
+    (f"nvmlDeviceGet{kind}RunningProcesses_v3", f"{kind.lower()}_processes") for kind in _EITHER
+)
+"""Functions that list processes, and what is missing where one fails."""
 
 _Entry = tuple[Any, str, str, str | None]
 """(handle, UUID, product name, UUID of the GPU that it is a part of)."""
@@ -57,7 +72,7 @@ _Entry = tuple[Any, str, str, str | None]
 _Raw = list[bytes | None]
 """The driver's own process lists of a device; None for one that there is not."""
 
-_Listed = tuple[_Raw, list[tuple[int, int | None]] | None]
+_Listed = tuple[_Raw, Processes | None]
 """A device's lists, and what they mean."""
 
 
@@ -99,8 +114,15 @@ class NvmlBackend:
         self._driver = ""
         self._events: Any = None
         self._counted = 0
-        self._room = ctypes.create_string_buffer(_ROOM * _PROCESS.size)
         self._listed: dict[str, _Listed] = {}
+        self._calls: dict[str, Any] = {}
+        self._memory_room = ctypes.create_string_buffer(_MEMORY.size)
+        self._rates_room = (ctypes.c_uint * 2)()
+        self._number_room, self._count_room = ctypes.c_uint(), ctypes.c_uint()
+        self._count = ctypes.byref(self._count_room)
+        self._event_room = pynvml.c_nvmlEventData_t()
+        self._event = ctypes.byref(self._event_room)
+        self._room = ctypes.create_string_buffer(_ROOM * _PROCESS.size)
 
     def read(self, groups: frozenset[str]) -> dict[str, Any]:
         """Return one answer; a driver that was loaded anew is opened anew, once."""
@@ -110,7 +132,7 @@ class NvmlBackend:
                     self._start()
                 if "medium" in groups and self._changed():
                     self._list()
-                devices = tuple(self._device(*entry, groups) for entry in self._handles)
+                devices = [self._device(*entry, groups) for entry in self._handles]
                 return reply(
                     "ok", driver=self._driver, devices=devices, events=list(self._new_events())
                 )
@@ -121,6 +143,24 @@ class NvmlBackend:
                 problem, absent = str(error), _name(error) in _ABSENT
                 self._stop()
         return reply("absent" if absent else "failed", reason=problem)
+
+    def _call(self, function: str, *arguments: Any) -> int:
+        """Call the library with rooms that are kept, and return its code.
+
+        pynvml makes an object for every answer, which takes longer than most answers.
+        """
+        call = self._calls.get(function)
+        if call is None:
+            try:
+                call = self._calls[function] = getattr(self._nvml.nvmlLib, function)
+            except AttributeError:
+                return _FUNCTION_NOT_FOUND
+        return int(call(*arguments))
+
+    def _ask(self, function: str, *arguments: Any) -> None:
+        """Call the library; raises NVMLError where its code is not 0."""
+        if code := self._call(function, *arguments):
+            raise self._nvml.NVMLError(code)
 
     def _start(self) -> None:
         nvml = self._nvml
@@ -192,8 +232,7 @@ class NvmlBackend:
             if device.state == "lost":
                 return device
             self._processes(device, handle)
-            rates = self._nvml.nvmlDeviceGetUtilizationRates
-            device.attempt("utilization_percent", lambda: rates(handle).gpu, _reason)
+            device.attempt("utilization_percent", _reason, self._load, handle)
         if "medium" in groups:
             self._medium(device, handle)
         if "rare" in groups:
@@ -201,84 +240,90 @@ class NvmlBackend:
         return device
 
     def _memory(self, device: Device, handle: Any) -> None:
-        nvml = self._nvml
         try:
-            try:
-                info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-            except nvml.NVMLError as error:
-                if _reason(error) != "not-supported":
-                    raise
-                info = nvml.nvmlDeviceGetMemoryInfo(handle)  # older drivers: no reserved bytes
-        except nvml.NVMLError as error:
+            found = self._bytes(handle)
+        except self._nvml.NVMLError as error:
             device.missing["used_bytes"] = state = _reason(error)
             device.state = "lost" if state == "lost" else "ok"
             return
-        for key in ("total", "used", "free", "reserved"):
-            value = getattr(info, key, None)
-            device.take(f"{key}_bytes", None if value == _NOT_AVAILABLE else value)
+        for metric, value in found.items():
+            device.take(metric, None if value == _NOT_AVAILABLE else value)
+
+    def _bytes(self, handle: Any) -> dict[str, int | None]:
+        nvml, room = self._nvml, self._memory_room
+        _MEMORY.pack_into(room, 0, nvml.nvmlMemory_v2, 0, 0, 0, 0)
+        code = self._call("nvmlDeviceGetMemoryInfo_v2", handle, room)
+        if not code:
+            _, total, reserved, free, used = _MEMORY.unpack(room)
+        elif _reason(error := nvml.NVMLError(code)) != "not-supported":
+            raise error
+        else:
+            info = nvml.nvmlDeviceGetMemoryInfo(handle)  # older drivers: no reserved bytes
+            total, reserved, free, used = info.total, None, info.free, info.used
+        return {
+            "total_bytes": total,
+            "used_bytes": used,
+            "free_bytes": free,
+            "reserved_bytes": reserved,
+        }
+
+    def _load(self, handle: Any) -> int:
+        self._ask("nvmlDeviceGetUtilizationRates", handle, self._rates_room)
+        return self._rates_room[0]
 
     def _processes(self, device: Device, handle: Any) -> None:
-        """Add (pid, bytes); lists that are as they were in the last tick are not read again."""
+        """Add the processes; lists that are as they were in the last tick are not read again."""
         raw: _Raw = []
-        for kind in ("Compute", "Graphics"):
+        for function, missing in _LISTS:
             try:
-                raw.append(self._process_list(kind, handle))
+                raw.append(self._process_list(function, handle))
             except self._nvml.NVMLError as error:
-                device.missing[f"{kind.lower()}_processes"] = _reason(error)
+                device.missing[missing] = _reason(error)
                 raw.append(None)
         known = self._listed.get(device.uuid)
         if known is None or known[0] != raw:
             known = self._listed[device.uuid] = (raw, _merged(raw))
         device.processes = known[1]
 
-    def _process_list(self, kind: str, handle: Any) -> bytes:
-        """Return a list as the driver writes it: pynvml makes an object of each field of it.
+    def _process_list(self, function: str, handle: Any) -> bytes:
+        """Return a list as the driver writes it.
 
         The room that is kept for it makes the call superfluous that asks for the size.
         """
-        nvml = self._nvml
-        try:
-            call = getattr(nvml.nvmlLib, f"nvmlDeviceGet{kind}RunningProcesses_v3")
-        except AttributeError as error:
-            raise nvml.NVMLError(_FUNCTION_NOT_FOUND) from error
-        code, count = _INSUFFICIENT_SIZE, ctypes.c_uint()
+        code, count = _INSUFFICIENT_SIZE, self._count_room
         for _ in range(_TRIES):
             count.value = room = len(self._room) // _PROCESS.size
-            code = call(handle, ctypes.byref(count), self._room)
+            code = self._call(function, handle, self._count, self._room)
             if code != _INSUFFICIENT_SIZE:
                 break
             room = 2 * max(room, count.value)
             self._room = ctypes.create_string_buffer(room * _PROCESS.size)
         if code:
-            raise nvml.NVMLError(code)
+            raise self._nvml.NVMLError(code)
         return ctypes.string_at(self._room, count.value * _PROCESS.size)
 
     def _medium(self, device: Device, handle: Any) -> None:
-        nvml = self._nvml
-        reads = {
-            "power_milliwatts": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
-            "power_limit_milliwatts": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle),
-            "temperature_celsius": lambda: nvml.nvmlDeviceGetTemperatureV(handle, 0),
-            "sm_clock_megahertz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "memory_clock_megahertz": lambda: nvml.nvmlDeviceGetClockInfo(
-                handle, nvml.NVML_CLOCK_MEM
-            ),
-        }
-        for metric, read in reads.items():
-            device.attempt(metric, read, _reason)
+        for metric, function, what in _MEDIUM:
+            device.attempt(metric, _reason, self._number, function, handle, *what)
+        temperature = self._nvml.nvmlDeviceGetTemperatureV
+        device.attempt("temperature_celsius", _reason, temperature, handle, 0)
+
+    def _number(self, function: str, *arguments: Any) -> int:
+        self._ask(function, *arguments, ctypes.byref(self._number_room))
+        return self._number_room.value
 
     def _rare(self, device: Device, handle: Any) -> None:
         nvml = self._nvml
-        reads = {
-            "pcie_tx_bytes_per_second": partial(self._pcie, handle, nvml.NVML_PCIE_UTIL_TX_BYTES),
-            "pcie_rx_bytes_per_second": partial(self._pcie, handle, nvml.NVML_PCIE_UTIL_RX_BYTES),
-            "ecc_corrected_count": partial(nvml.nvmlDeviceGetTotalEccErrors, handle, 0, 1),
-            "ecc_uncorrected_count": partial(nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 1),
-            "nvlink_tx_bytes": partial(self._field, handle, _NVLINK_TX),
-            "nvlink_rx_bytes": partial(self._field, handle, _NVLINK_RX),
-        }
-        for metric, read in reads.items():
-            device.attempt(metric, read, _reason)
+        pcie, ecc, field = self._pcie, nvml.nvmlDeviceGetTotalEccErrors, self._field
+        for metric, read, *what in (
+            ("pcie_tx_bytes_per_second", pcie, nvml.NVML_PCIE_UTIL_TX_BYTES),
+            ("pcie_rx_bytes_per_second", pcie, nvml.NVML_PCIE_UTIL_RX_BYTES),
+            ("ecc_corrected_count", ecc, 0, 1),
+            ("ecc_uncorrected_count", ecc, 1, 1),
+            ("nvlink_tx_bytes", field, _NVLINK_TX),
+            ("nvlink_rx_bytes", field, _NVLINK_RX),
+        ):
+            device.attempt(metric, _reason, read, handle, *what)
 
     def _pcie(self, handle: Any, direction: int) -> int:
         """Return bytes per second: NVML counts KB (1000 bytes) over 20 ms."""
@@ -308,23 +353,27 @@ class NvmlBackend:
         """Yield (uuid, kind, code, wall clock ns) of what happened since the last request."""
         nvml = self._nvml
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
+            code = self._call("nvmlEventSetWait_v2", self._events, self._event, 0)
+            if code == _TIMEOUT:
+                return
+            event = self._event_room
             try:
-                event = nvml.nvmlEventSetWait(self._events, 0)
-                uuid = _text(nvml.nvmlDeviceGetUUID(event.device))
+                uuid = "" if code else _text(nvml.nvmlDeviceGetUUID(event.device))
             except nvml.NVMLError as error:
-                if _name(error) != "NVMLError_Timeout":
-                    self._events = None  # the set is lost; the next listing makes another
-                    self._counted = -1
+                code = error.value
+            if code:
+                self._events = None  # the set is lost; the next listing makes another
+                self._counted = -1
                 return
             kind = _EVENT_KINDS.get(int(event.eventType), "gpu")
             yield uuid, kind, int(event.eventData), time.time_ns()
 
 
-def _merged(raw: _Raw) -> list[tuple[int, int | None]] | None:
-    """Return (pid, bytes) of all lists; a process that is in both has the same bytes in each."""
+def _merged(raw: _Raw) -> Processes | None:
+    """Return the bytes of all lists; a process that is in both has the same bytes in each."""
     found: dict[int, int | None] = {}
     for data in raw:
         for pid, used, _, _ in _PROCESS.iter_unpack(data or b""):
             value, known = None if used == _NOT_AVAILABLE else used, found.get(pid)
             found[pid] = known if value is None else max(value, known or 0)
-    return None if all(data is None for data in raw) else list(found.items())
+    return None if all(data is None for data in raw) else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors import child
 from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
 from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
-from memplan_daemon.probe.fields import Device, news, whole
+from memplan_daemon.probe.fields import Device, Heard, Told
 from memplan_daemon.proc import Process
 
 from memplan.testing import FakeGpu, Fault
@@ -452,25 +453,133 @@ def amdsmi_get_gpu_process_list(handle):
 """
 
 
-def test_an_answer_holds_only_what_is_new_and_is_made_whole_again():
+def entry(device):
+    """A device as the daemon is to know it."""
+    return {name: getattr(device, name) for name in Device.__slots__}
+
+
+class Wire:
+    """Both ends and the line between them; holds each answer against what went in."""
+
+    def __init__(self):
+        self.told, self.heard = Told(), Heard()
+
+    def carry(self, *devices, question="fast"):
+        """One answer through JSON; returns what came out, and the line."""
+        line = json.dumps(self.told.news(question, list(devices)))
+        found = self.heard.whole(question, json.loads(line))
+        assert found == [entry(device) for device in devices]
+        return found, line
+
+
+@pytest.fixture
+def wire():
+    return Wire()
+
+
+def device(uuid="GPU-a", processes=None, **values):
+    return Device(uuid=uuid, name="x", values=values, processes=processes)
+
+
+def test_an_answer_holds_only_what_is_new_and_is_made_whole_again(wire):
     """Through JSON, as it goes over the socket; other devices are told in full."""
-    one = Device(uuid="GPU-a", name="x", values={"used_bytes": 1}, processes=[(1, 5), (2, None)])
+    one = Device(uuid="GPU-a", name="x", values={"used_bytes": 1}, processes={1: 5, 2: None})
     two = Device(uuid="GPU-b", name="y", missing={"power_milliwatts": "not-supported"})
-    moved = replace(one, values={"used_bytes": 2})
-    states = [[one, two], [one, two], [moved, two], [two, moved], [moved], [], [moved]]
-    sent, kept, sizes = [], [], []
-    for devices in states:
-        now = [device.entry() for device in devices]
-        line = json.dumps(news(sent, now))
-        before, sent = kept, now
-        kept = whole(before, json.loads(line))
-        assert kept == json.loads(json.dumps(now))
-        sizes.append(len(line))
-    assert sizes[1] < 10 < sizes[2] < 50 < sizes[0] == sizes[3]
+    moved, lost = replace(one, values={"used_bytes": 2}), replace(two, state="lost")
+    states = [[one, two], [one, two], [moved, two], [two, moved], [moved], [], [moved], [two, one]]
+    sizes = [len(wire.carry(*devices)[1]) for devices in states]
+    assert sizes[1] < 10 < sizes[2] < 50 < sizes[3] < sizes[0] > sizes[7]
+    assert wire.carry(lost, one)[1] == '[{"state": "lost"}, {}]'
 
 
-@pytest.mark.parametrize("line", ["[{}]", "[1]", "[{}, {}, {}]", "[[]]"])
-def test_news_of_other_devices_than_those_that_are_known_are_refused(line):
+def test_of_its_processes_what_changed_and_what_is_gone_is_told(wire):
+    """The number of those that rest does not count."""
+    many = dict.fromkeys(range(1000, 1200), 2**28)
+    wire.carry(device(processes=many))
+    assert wire.carry(device(processes=dict(many)))[1] == "[{}]"
+    found, line = wire.carry(device(processes={**many, 1005: 7, 9: None}))
+    assert line == '[{"processes": [[1005, 7], [9, null]]}]'
+    assert wire.carry(device(processes={**many, 1005: 7}))[1] == '[{"processes": [9]}]'
+    assert found[0]["processes"][9] is None  # what was handed out stays as it was
+
+
+@pytest.mark.parametrize("before", [None, {}, {1: 5, 2: None}])
+@pytest.mark.parametrize("after", [None, {}, {1: 5, 2: None}])
+def test_a_list_of_processes_comes_and_goes(wire, before, after):
+    """None is no list, and another thing than an empty one."""
+    for processes in (before, after, before, after):
+        found, _ = wire.carry(device(processes=processes))
+        assert found[0]["processes"] == processes
+
+
+def test_a_list_of_processes_is_the_same_object_while_nothing_in_it_changed(wire):
+    """Whatever else did, whatever was asked, and in a GPU that came beside it; else another."""
+    first = wire.carry(device(processes={1: 5}))[0][0]
+    again = wire.carry(device(processes={1: 5}))[0][0]
+    other = wire.carry(device(processes={1: 5}, used_bytes=3), question="slow")[0][0]
+    beside = wire.carry(device("GPU-b"), device(processes={1: 5}))[0][1]
+    assert first is again
+    assert first["processes"] is other["processes"] is beside["processes"]
+    moved = wire.carry(device("GPU-b"), device(processes={1: 6}), question="slow")[0][1]
+    later = wire.carry(device("GPU-b"), device(processes={1: 6}))[0][1]
+    assert first["processes"] == {1: 5}
+    assert moved["processes"] is later["processes"]
+
+
+def test_a_gpu_that_was_away_begins_with_its_whole_list(wire):
+    """Also when only one of the questions was answered without it."""
+    a, b = device("GPU-a", {1: 5}), device("GPU-b", {2: 6})
+    for question in ("fast", "slow"):
+        wire.carry(a, b, question=question)
+    wire.carry(a)
+    wire.carry(a, b, question="slow")
+    wire.carry(b, a)
+    wire.carry(question="slow")
+    _, line = wire.carry(b, a)
+    assert line == '[{"processes": [[2, 6]]}, {"processes": [[1, 5]]}]'
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_lists_in_any_order_arrive_as_they_are(wire, seed):
+    """Devices come, go and change places, lists too; two questions take turns as they like."""
+    chance = random.Random(seed)
+    lists = {f"GPU-{n}": {} for n in range(4)}
+    here, before = list(lists), {}
+    for _ in range(200):
+        if chance.random() < 0.1:
+            here = chance.sample(list(lists), chance.randrange(5))
+        for uuid in chance.sample(list(lists), 2):
+            processes = dict(lists[uuid] or {})
+            for pid in chance.sample(range(12), chance.randrange(4)):
+                processes[pid] = chance.choice([None, 0, 2**40, 2**64 - 2])
+            for pid in chance.sample(range(12), chance.randrange(4)):
+                processes.pop(pid, None)
+            lists[uuid] = None if chance.random() < 0.1 else processes
+        devices = [device(uuid, lists[uuid], used=chance.randrange(2)) for uuid in here]
+        found, _ = wire.carry(*devices, question=chance.choice(["fast", "slow"]))
+        after = {entry["uuid"]: entry["processes"] for entry in found}
+        for uuid in before.keys() & after.keys():
+            assert (after[uuid] is before[uuid]) == (after[uuid] == before[uuid])
+        before = after
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[{}]",
+        "[1]",
+        "[{}, {}, {}]",
+        "[[]]",
+        '[{"uuid": "GPU-a"}]',
+        '[{}, {"processes": [7]}]',
+        '[{}, {"processes": [[7]]}]',
+        '[{}, {"processes": 7}]',
+    ],
+)
+def test_news_of_other_devices_than_those_that_are_known_are_refused(wire, line):
     """The child is then thrown away and another one begins anew."""
-    with pytest.raises((TypeError, ValueError)):
-        whole([{"uuid": "GPU-a"}, {"uuid": "GPU-b"}], json.loads(line))
+    wire.carry(device("GPU-a"), device("GPU-b", {1: 5}))
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        wire.heard.whole("fast", json.loads(line))
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Heard().whole("fast", json.loads(line))
