@@ -2,9 +2,10 @@
 
 A GPU may hold hundreds of processes of which one moves in a second, so an answer says what is new
 since the last one: the child's `Told` makes it out of devices, the daemon's `Heard` makes devices
-of it again. Of a device all fields that changed since the last answer to the same question go over
-the socket; of its processes, whatever was asked, "processes": [[PID, BYTES or null], ..., GONE,
-...] with a bare number for each that is gone, or null where there is no list any more.
+of it again. Of a device the fields that changed since the last answer to the same question go over
+the socket, and "moved": {METRIC: NUMBER, ...} of values that are the same metrics as before. Of its
+processes go, whatever was asked, "processes": [[PID, BYTES or null], ..., GONE, ...] with a bare
+number for each that is gone, or null where there is no list any more.
 """
 
 from __future__ import annotations
@@ -128,8 +129,10 @@ def _identity(device: Device) -> tuple[str, str, str | None]:
 
 def _changes(before: Device, now: Device) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if now.values != before.values:
+    if now.values.keys() != before.values.keys():
         found["values"] = now.values
+    elif moved := now.values.items() - before.values.items():
+        found["moved"] = dict(moved)
     if now.missing != before.missing:
         found["missing"] = now.missing
     if now.state != before.state:
@@ -141,7 +144,8 @@ def _difference(before: Processes, now: Processes) -> list[Any]:
     """Return [pid, bytes] of what is new or changed, and the bare pid of what is gone."""
     was = before.get
     found: list[Any] = [[pid, used] for pid, used in now.items() if was(pid, _NEVER) != used]
-    found += before.keys() - now.keys()
+    if not before.keys() <= now.keys():
+        found += before.keys() - now.keys()
     return found
 
 
@@ -172,10 +176,13 @@ class Heard:
             processes = self._processes.get(old["uuid"])
             if "processes" in entry:
                 processes = _patched(processes or {}, entry["processes"])
-            if entry or processes is not old["processes"]:
-                entries.append({**old, **entry, "processes": processes})
-            else:
+            if not entry and processes is old["processes"]:
                 entries.append(old)
+                continue
+            now = {**old, **entry, "processes": processes}
+            if moved := now.pop("moved", None):
+                now["values"] = {**now["values"], **moved}
+            entries.append(now)
         self._last[question] = entries
         self._processes = {entry["uuid"]: entry["processes"] for entry in entries}
         return entries

@@ -1,8 +1,9 @@
 /* A stand-in for libnvidia-ml.so.1: enough of NVML for pynvml, gpustat and nvitop.
  *
- * Every answer comes from a text file that MEMPLAN_FAKE_NVML names. The file is looked at on each
- * call and read again when it changed, so a running process sees new values and faults at once;
- * replace it by rename. One statement a line, fields by blanks; memplan/testing/nvml.py writes it.
+ * Every answer comes from a text file that MEMPLAN_FAKE_NVML names. It is read again on the first
+ * call after it changed, so a running process sees new values and faults at once: replace it by
+ * rename, then write another number (8 bytes, never 0) into the file beside it whose name ends with
+ * ".number". One statement a line, fields by blanks; memplan/testing/nvml.py writes both.
  *
  *   driver TEXT              driver version
  *   init CODE                what nvmlInit answers (0 = all is well)
@@ -22,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -58,8 +60,8 @@ typedef struct { char uuid[UUID_SIZE]; int generation; } Handle;
 typedef struct { long seen; char uuids[MOST_GPUS][UUID_SIZE]; int count; } EventSet;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct stat known; /* of the state file that was read */
-static int held = -1;     /* it */
+static const volatile uint64_t *number_written;
+static uint64_t number_read; /* of the state that was read */
 static char driver[64];
 static int init_answer, state_generation, starts, started;
 static Gpu gpus[MOST_GPUS];
@@ -155,34 +157,42 @@ static void parse(char *line) {
     }
 }
 
-/* Tells whether the file that was read is still the one that the path names; it is held open for
- * that, as looking at it takes a third of what looking for the path takes. */
-static int is_known(void) {
-    struct stat now;
-    return held >= 0 && !fstat(held, &now) && now.st_nlink
-        && now.st_ino == known.st_ino && now.st_dev == known.st_dev
-        && now.st_size == known.st_size
-        && now.st_mtim.tv_sec == known.st_mtim.tv_sec
-        && now.st_mtim.tv_nsec == known.st_mtim.tv_nsec;
+/* The number that the file "$MEMPLAN_FAKE_NVML.number" holds, mapped: another one after each write.
+ * There are dozens of calls for each, and to look at the file itself would take most of them. */
+static const volatile uint64_t *map_number(const char *path) {
+    char name[4096];
+    struct stat found;
+    snprintf(name, sizeof name, "%s.number", path);
+    int file = open(name, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return NULL;
+    void *map = MAP_FAILED;
+    if (!fstat(file, &found) && found.st_size >= (off_t)sizeof(uint64_t))
+        map = mmap(NULL, sizeof(uint64_t), PROT_READ, MAP_SHARED, file, 0);
+    close(file);
+    return map == MAP_FAILED ? NULL : map;
 }
 
-/* Opens the file and returns its text, to be freed; NULL when it cannot be read. */
-static char *read_state(void) {
-    const char *path = getenv("MEMPLAN_FAKE_NVML");
-    int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+/* Returns the state's text, to be freed; NULL when it cannot be read. */
+static char *read_state(const char *path) {
+    struct stat found;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return NULL;
-    if (held >= 0) close(held);
-    held = file;
-    char *text = fstat(held, &known) ? NULL : malloc((size_t)known.st_size + 1);
-    ssize_t size = text ? read(held, text, (size_t)known.st_size) : -1;
+    char *text = fstat(file, &found) ? NULL : malloc((size_t)found.st_size + 1);
+    ssize_t size = text ? read(file, text, (size_t)found.st_size) : -1;
+    close(file);
     if (text) text[size < 0 ? 0 : size] = 0;
     return text;
 }
 
 static void refresh(void) {
-    if (is_known()) return;
-    char *text = read_state(), *save;
+    if (number_written && *number_written == number_read) return;
+    const char *path = getenv("MEMPLAN_FAKE_NVML");
+    if (path && !number_written) number_written = map_number(path);
+    if (!path || !number_written) return;
+    uint64_t number_now = *number_written; /* before the text: what is written now is read again */
+    char *text = read_state(path), *save;
     if (!text) return;
+    number_read = number_now;
     gpu_count = process_count = fault_count = event_count = init_answer = state_generation = 0;
     snprintf(driver, sizeof driver, "0");
     for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
