@@ -35,6 +35,7 @@ LAST_RETRY_S = 60.0
 MOST_ABANDONED = 3
 """Killed children that have not died (stuck in the driver) before no new one is started."""
 
+_decode = json.JSONDecoder().raw_decode
 _LARGEST_ANSWER = 8 * 1024**2
 _CHUNK = 2**16
 """Bytes taken at once; the C library maps and unmaps memory for each piece twice as large."""
@@ -209,11 +210,11 @@ class Probe:
         child.asked_ns = None
         answer: dict[str, Any]
         try:
-            answer = json.loads(line.decode())
+            answer, _ = _decode(line.decode())
             usable = answer["id"] == self._number and isinstance(answer["gpus"], list)
             answer["gpus"] = child.heard.whole(child.groups, answer["gpus"])
             took_s = answer["took_ns"] / NS
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             usable, took_s = False, 0.0
         if not usable:
             self.stop()

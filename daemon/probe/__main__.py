@@ -37,10 +37,10 @@ def main(name: str, descriptor: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the daemon's to handle
     backend, told = _backend(name), Told()
-    decode, encode = json.JSONDecoder().decode, json.JSONEncoder(separators=(",", ":")).encode
+    decode, encode = json.JSONDecoder().raw_decode, json.JSONEncoder(separators=(",", ":")).encode
     with open(descriptor, "rb") as questions, open(descriptor, "wb", closefd=False) as answers:
         for line in questions:
-            request = decode(line.decode())
+            request, _ = decode(line.decode())
             groups, begun_ns = frozenset(request["groups"]), time.monotonic_ns()
             reply = {"id": request["id"], **backend.read(groups)}
             reply["took_ns"] = time.monotonic_ns() - begun_ns

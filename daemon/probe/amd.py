@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from memplan_daemon.probe.fields import Device, reply
+from memplan_daemon.probe.fields import Device, Listing, reply
 
 __all__ = ["AmdBackend"]
 
@@ -33,6 +33,7 @@ class AmdBackend:
         """Begin closed; the module is loaded at the first request."""
         self._smi: Any = None
         self._devices: list[tuple[Any, str, str]] = []
+        self._lists: dict[str, Listing] = {}
 
     def read(self, groups: frozenset[str]) -> dict[str, Any]:
         """Return one answer."""
@@ -98,7 +99,7 @@ class AmdBackend:
         except self._smi.AmdSmiException as error:
             device.missing["compute_processes"] = self._reason(error)
             return
-        found = {}
+        found: dict[int, int | None] = {}
         for entry in entries:
             info = (
                 entry
@@ -106,4 +107,5 @@ class AmdBackend:
                 else self._smi.amdsmi_get_gpu_process_info(handle, entry)
             )
             found[int(info["pid"])] = _number(info.get("memory_usage", {}).get("vram_mem"))
-        device.processes = found
+        device.processes = self._lists.setdefault(device.uuid, Listing())
+        device.processes.replace(found)

@@ -2,31 +2,66 @@
 
 A GPU may hold hundreds of processes of which one moves in a second, so an answer says what is new
 since the last one: the child's `Told` makes it out of devices, the daemon's `Heard` makes devices
-of it again. Of a device the fields that changed since the last answer to the same question go over
-the socket, and "moved": {METRIC: NUMBER, ...} of values that are the same metrics as before. Of its
-processes go, whatever was asked, "processes": [[PID, BYTES or null], ..., GONE, ...] with a bare
-number for each that is gone, or null where there is no list any more.
+of it again. Over the socket go, of a device, the fields that changed since the last answer to the
+same question; "moved": {METRIC: NUMBER, ...} where it has the same metrics as before; and, whatever
+was asked, of its processes "changes": [[PID, BYTES or null], ..., PID, ...] with a bare number for
+each that is gone, or "processes": [[PID, BYTES or null], ...] that replaces the list, null = none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
-__all__ = ["Device", "Entry", "Heard", "Processes", "Told", "reply"]
+__all__ = ["Device", "Entry", "Heard", "Listing", "Processes", "Told", "reply"]
 
 Entry = Mapping[str, Any]
 """A device as the daemon knows it: the names of `Device`'s fields with their values."""
 
 Processes = Mapping[int, int | None]
-"""Process id -> bytes, None where the driver has no number. Never changed: a new list is another
-object."""
+"""Process id -> bytes, None where the driver has no number."""
 
 _FIELDS = ("uuid", "name", "parent", "state", "values", "missing")
 """Those of a device that are told as they are."""
 
 _NEVER = object()
+_versions = count(1)
+
+
+class Listing:
+    """A device's processes as they are, and what of them changed last."""
+
+    def __init__(self) -> None:
+        """Begin with an empty list."""
+        self.pairs: dict[int, int | None] = {}
+        """Process id -> bytes, None where the driver has no number."""
+        self.changes: list[Any] = []
+        """[pid, bytes] of what came or changed last, and the bare pid of what went."""
+        self.version = next(_versions)
+        """Another number for each state of each list."""
+        self.before = 0
+        """Its version without `changes`."""
+
+    def replace(self, pairs: dict[int, int | None]) -> None:
+        """Take a whole list."""
+        was = self.pairs.get
+        changes: list[Any] = [[p, used] for p, used in pairs.items() if was(p, _NEVER) != used]
+        changes += self.pairs.keys() - pairs.keys()
+        self.pairs = pairs
+        self._note(changes)
+
+    def update(self, pairs: Processes) -> None:
+        """Take what some of the processes have; all others stay."""
+        was = self.pairs.get
+        changes = [[pid, used] for pid, used in pairs.items() if was(pid, _NEVER) != used]
+        self.pairs.update(pairs)
+        self._note(changes)
+
+    def _note(self, changes: list[Any]) -> None:
+        if changes:
+            self.changes, self.before, self.version = changes, self.version, next(_versions)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +80,7 @@ class Device:
     """Metric -> number."""
     missing: dict[str, str] = field(default_factory=dict)
     """Metric -> "not-supported", "no-permission", "lost" or "failed"."""
-    processes: Processes | None = None
+    processes: Listing | None = None
     """None = no list."""
 
     def take(self, metric: str, value: int | None) -> None:
@@ -100,7 +135,8 @@ class Told:
     def __init__(self) -> None:
         """Begin with nothing said."""
         self._last: dict[Hashable, Sequence[Device]] = {}
-        self._processes: Mapping[str, Processes | None] = {}
+        self._versions: dict[str, int] = {}
+        """UUID -> version of the list of processes that was told last; 0 = that there is none."""
 
     def news(self, question: Hashable, devices: Sequence[Device]) -> list[dict[str, Any]]:
         """Return of each device what is new; all fields where the devices are others.
@@ -109,44 +145,48 @@ class Told:
             question: what was asked; answers to different questions have different metrics.
             devices: as they are now.
         """
-        before, self._last[question] = self._last.get(question, ()), devices
-        known = self._processes
-        self._processes = {device.uuid: device.processes for device in devices}
-        if list(map(_identity, before)) == list(map(_identity, devices)):
-            told = list(map(_changes, before, devices))
-        else:
+        told = _changes(self._last.get(question, ()), devices)
+        self._last[question] = devices
+        versions = self._versions
+        if told is None:
             told = [{name: getattr(device, name) for name in _FIELDS} for device in devices]
+            versions = {device.uuid: self._versions.get(device.uuid, 0) for device in devices}
+            self._versions = versions
         for device, entry in zip(devices, told, strict=True):
-            was, now = known.get(device.uuid), device.processes
-            if now is not was and now != was:
-                entry["processes"] = None if now is None else _difference(was or {}, now)
+            listing = device.processes
+            was = versions.get(device.uuid, 0)
+            version = versions[device.uuid] = listing.version if listing is not None else 0
+            if version == was:
+                continue
+            if listing is None:
+                entry["processes"] = None
+            elif listing.before == was != 0:
+                entry["changes"] = listing.changes
+            else:
+                entry["processes"] = list(listing.pairs.items())
         return told
 
 
-def _identity(device: Device) -> tuple[str, str, str | None]:
-    return device.uuid, device.name, device.parent
-
-
-def _changes(before: Device, now: Device) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if now.values.keys() != before.values.keys():
-        found["values"] = now.values
-    elif moved := now.values.items() - before.values.items():
-        found["moved"] = dict(moved)
-    if now.missing != before.missing:
-        found["missing"] = now.missing
-    if now.state != before.state:
-        found["state"] = now.state
-    return found
-
-
-def _difference(before: Processes, now: Processes) -> list[Any]:
-    """Return [pid, bytes] of what is new or changed, and the bare pid of what is gone."""
-    was = before.get
-    found: list[Any] = [[pid, used] for pid, used in now.items() if was(pid, _NEVER) != used]
-    if not before.keys() <= now.keys():
-        found += before.keys() - now.keys()
-    return found
+def _changes(before: Sequence[Device], devices: Sequence[Device]) -> list[dict[str, Any]] | None:
+    """Return what changed of each device but its processes; None where they are others."""
+    if len(before) != len(devices):
+        return None
+    told = []
+    for was, now in zip(before, devices, strict=True):
+        if was.uuid != now.uuid or was.name != now.name or was.parent != now.parent:
+            return None
+        entry: dict[str, Any] = {}
+        old, values = was.values, now.values
+        if old.keys() != values.keys():
+            entry["values"] = values
+        elif moved := {metric: n for metric, n in values.items() if old[metric] != n}:
+            entry["moved"] = moved
+        if was.missing != now.missing:
+            entry["missing"] = now.missing
+        if was.state != now.state:
+            entry["state"] = now.state
+        told.append(entry)
+    return told
 
 
 class Heard:
@@ -154,45 +194,55 @@ class Heard:
 
     def __init__(self) -> None:
         """Begin with nothing heard."""
-        self._last: dict[Hashable, Sequence[Entry]] = {}
-        self._processes: Mapping[str, Processes | None] = {}
+        self._last: dict[Hashable, list[Entry]] = {}
+        self._processes: dict[str, Processes | None] = {}
 
-    def whole(self, question: Hashable, news: Sequence[Mapping[str, Any]]) -> Sequence[Entry]:
+    def whole(self, question: Hashable, news: Sequence[dict[str, Any]]) -> Sequence[Entry]:
         """Return the devices of which `Told.news` has made `news`.
 
-        Processes are a mapping {pid: bytes or None}, or None where there is no list: another
-        object whenever something in it changed, and only then. An entry without news is the same
-        object as in the last answer to that question.
+        Processes are a dict {pid: bytes or None}, or None where there is no list: another object
+        whenever something in it changed, and only then. An entry without news is the same object
+        as in the last answer to that question.
+
+        Args:
+            question: what was asked.
+            news: what came; it belongs to the devices from now on.
 
         Raises KeyError, TypeError or ValueError for what `Told` cannot have made.
         """
-        before: Sequence[Entry]
+        before: list[Entry]
         if news and "uuid" not in news[0]:
             before = self._last[question]
         else:
             before = [{name: entry[name] for name in _FIELDS} for entry in news]
-        entries: list[Entry] = []
-        for old, entry in zip(before, news, strict=True):
-            processes = self._processes.get(old["uuid"])
-            if "processes" in entry:
-                processes = _patched(processes or {}, entry["processes"])
-            if not entry and processes is old["processes"]:
-                entries.append(old)
-                continue
-            now = {**old, **entry, "processes": processes}
-            if moved := now.pop("moved", None):
-                now["values"] = {**now["values"], **moved}
-            entries.append(now)
-        self._last[question] = entries
-        self._processes = {entry["uuid"]: entry["processes"] for entry in entries}
+            known = self._processes
+            self._processes = {old["uuid"]: known.get(old["uuid"]) for old in before}
+        self._last[question] = entries = list(map(self._one, before, news))
+        if len(entries) != len(before) or len(entries) != len(news):
+            raise ValueError(f"{len(before)} devices were known, {len(news)} were told")
         return entries
 
+    def _one(self, old: Entry, news: dict[str, Any]) -> Entry:
+        uuid = old["uuid"]
+        processes = self._processes.get(uuid)
+        if "changes" in news:
+            processes = self._processes[uuid] = _patched(processes, news.pop("changes"))
+        elif "processes" in news:
+            told = news["processes"] if news["processes"] is None else dict(news["processes"])
+            if told != processes:
+                processes = self._processes[uuid] = told
+        elif not news and processes is old["processes"]:
+            return old
+        if "moved" in news:
+            news["values"] = {**old["values"], **news.pop("moved")}
+        return {**old, **news, "processes": processes}
 
-def _patched(before: Processes, difference: Sequence[Any] | None) -> Processes | None:
-    if difference is None:
-        return None
+
+def _patched(before: Processes | None, changes: Sequence[Any]) -> Processes:
+    if before is None:
+        raise ValueError("changes of a list that is not known")
     now = dict(before)
-    for item in difference:
+    for item in changes:
         if isinstance(item, int):
             del now[item]
         else:

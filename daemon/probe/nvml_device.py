@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from memplan_daemon.probe.fields import Device, Processes
+from memplan_daemon.probe.fields import Device, Listing
 
 __all__ = ["Library", "NvmlDevice", "StaleError", "reason"]
 
@@ -53,8 +53,9 @@ _LISTS = (
     ("nvmlDeviceGetGraphicsRunningProcesses_v3", "graphics_processes"),
 )
 """Functions that list processes, and what is missing where one fails."""
-_PROCESS_SIZE = 24
-"""nvmlProcessInfo_v2_t: process id (4 bytes, 4 empty), bytes (8), two numbers of a MIG device."""
+_NO_LISTS = [None] * len(_LISTS)
+_PROCESS = struct.Struct("@IQ8x")
+"""nvmlProcessInfo_v2_t: process id, bytes, and two numbers of a MIG device that are not read."""
 _TRIES = 3
 _ROOM = 128
 """Processes that a list is expected to hold at the most; it grows."""
@@ -109,7 +110,7 @@ class Library:
     def grow(self, places: int) -> None:
         """Make room for a list of so many processes."""
         self.places = places
-        self.processes = ctypes.create_string_buffer(places * _PROCESS_SIZE)
+        self.processes = ctypes.create_string_buffer(places * _PROCESS.size)
 
     def call(self, function: str, *arguments: Any) -> _Call:
         """Return a function with its first arguments, one that fails where there is none."""
@@ -151,8 +152,8 @@ class NvmlDevice:
         self._numbers = [
             (m, call(function, handle, *kind, number)) for m, function, kind in _NUMBERS
         ]
-        self._raw: list[bytes | None] = []
-        self._processes: Processes | None = None
+        self._raw: list[bytes | None] = [None] * len(_LISTS)
+        self._listing = Listing()
 
     def read(self, groups: frozenset[str]) -> Device:
         """Return what the groups name. Raises StaleError where a new start is needed."""
@@ -191,12 +192,18 @@ class NvmlDevice:
         for metric, number in zip(_BYTES, numbers, strict=False):
             device.take(metric, None if number == _NOT_AVAILABLE else number)
 
-    def _read_processes(self, device: Device) -> Processes | None:
-        """Return the processes: the same object as in the last tick if the lists are the same."""
-        raw = [self._list(call, device, what) for call, what in self._lists]
-        if raw != self._raw:
-            self._raw, self._processes = raw, _merged(raw)
-        return self._processes
+    def _read_processes(self, device: Device) -> Listing | None:
+        """Return the processes, None without a list; only what moved in the lists is unpacked."""
+        raw, was = [self._list(call, device, what) for call, what in self._lists], self._raw
+        if raw != was:
+            alone = raw[1] == was[1] and not raw[1]
+            moved = _moved(was[0], raw[0], len(self._listing.pairs)) if alone else {}
+            if moved:
+                self._listing.update(moved)
+            else:
+                self._listing.replace(_merged(raw))
+            self._raw = raw
+        return None if raw == _NO_LISTS else self._listing
 
     def _list(self, call: _Call, device: Device, what: str) -> bytes | None:
         """Return a list as the driver writes it, None where it fails.
@@ -213,7 +220,7 @@ class NvmlDevice:
         if code:
             device.missing[what] = library.why(code)
             return None
-        return ctypes.string_at(library.processes, library.count.value * _PROCESS_SIZE)
+        return ctypes.string_at(library.processes, library.count.value * _PROCESS.size)
 
     def _read_medium(self, device: Device) -> None:
         for metric, call in self._numbers:
@@ -245,18 +252,38 @@ class NvmlDevice:
         return None if found.nvmlReturn else int(found.value.ullVal) * 1024
 
 
-def _merged(raw: list[bytes | None]) -> Processes | None:
+def _moved(before: bytes | None, now: bytes | None, number: int) -> dict[int, int | None]:
+    """Return the bytes of the processes whose place in a list differs.
+
+    Args:
+        before: the list as it was, without another one beside it.
+        now: as it is.
+        number: processes that `before` holds.
+
+    Returns nothing where this cannot tell what the list says now: a process came, went or changed
+    its place, or is there more than once.
+    """
+    if not before or not now or not len(before) == len(now) == number * _PROCESS.size:
+        return {}
+    moved: dict[int, int | None] = {}
+    bits, at = int.from_bytes(before, "little") ^ int.from_bytes(now, "little"), 0
+    while bits:
+        places = ((bits & -bits).bit_length() - 1) // (8 * _PROCESS.size)
+        at += places * _PROCESS.size
+        pid, used = _PROCESS.unpack_from(now, at)
+        if pid != _PROCESS.unpack_from(before, at)[0]:
+            return {}
+        moved[pid] = None if used == _NOT_AVAILABLE else used
+        bits >>= (places + 1) * 8 * _PROCESS.size
+        at += _PROCESS.size
+    return moved
+
+
+def _merged(raw: list[bytes | None]) -> dict[int, int | None]:
     """Return the bytes of all lists; a process that is in both has the same bytes in each."""
     found: dict[int, int | None] = {}
     for data in raw:
-        if not data:
-            continue
-        view = memoryview(data)
-        pids, sizes = view.cast("I")[::6].tolist(), view.cast("Q")[1::3].tolist()
-        if not found and _NOT_AVAILABLE not in sizes and len(set(pids)) == len(pids):
-            found = dict(zip(pids, sizes, strict=True))
-            continue
-        for pid, used in zip(pids, sizes, strict=True):
+        for pid, used in _PROCESS.iter_unpack(data or b""):
             value, known = None if used == _NOT_AVAILABLE else used, found.get(pid)
             found[pid] = known if value is None else max(value, known or 0)
-    return None if all(data is None for data in raw) else found
+    return found

@@ -14,7 +14,7 @@ from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors import child
 from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
 from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
-from memplan_daemon.probe.fields import Device, Heard, Told
+from memplan_daemon.probe.fields import Device, Heard, Listing, Told
 from memplan_daemon.proc import Process
 
 from memplan.testing import FakeGpu, Fault
@@ -453,22 +453,28 @@ def amdsmi_get_gpu_process_list(handle):
 """
 
 
-def entry(device):
-    """A device as the daemon is to know it."""
-    return {name: getattr(device, name) for name in Device.__slots__}
-
-
 class Wire:
     """Both ends and the line between them; holds each answer against what went in."""
 
     def __init__(self):
-        self.told, self.heard = Told(), Heard()
+        self.told, self.heard, self.lists = Told(), Heard(), {}
 
     def carry(self, *devices, question="fast"):
-        """One answer through JSON; returns what came out, and the line."""
-        line = json.dumps(self.told.news(question, list(devices)))
+        """One answer through JSON; returns what came out, and the line.
+
+        A device's processes are given as a dict; their list is kept, as a backend keeps it.
+        """
+        listed = []
+        for device in devices:
+            listing = None
+            if device.processes is not None:
+                listing = self.lists.setdefault(device.uuid, Listing())
+                listing.replace(dict(device.processes))
+            listed.append(replace(device, processes=listing))
+        line = json.dumps(self.told.news(question, listed))
         found = self.heard.whole(question, json.loads(line))
-        assert found == [entry(device) for device in devices]
+        names = Device.__slots__
+        assert found == [{name: getattr(device, name) for name in names} for device in devices]
         return found, line
 
 
@@ -498,8 +504,8 @@ def test_of_its_processes_what_changed_and_what_is_gone_is_told(wire):
     wire.carry(device(processes=many))
     assert wire.carry(device(processes=dict(many)))[1] == "[{}]"
     found, line = wire.carry(device(processes={**many, 1005: 7, 9: None}))
-    assert line == '[{"processes": [[1005, 7], [9, null]]}]'
-    assert wire.carry(device(processes={**many, 1005: 7}))[1] == '[{"processes": [9]}]'
+    assert line == '[{"changes": [[1005, 7], [9, null]]}]'
+    assert wire.carry(device(processes={**many, 1005: 7}))[1] == '[{"changes": [9]}]'
     assert found[0]["processes"][9] is None  # what was handed out stays as it was
 
 
@@ -571,9 +577,11 @@ def test_any_lists_in_any_order_arrive_as_they_are(wire, seed):
         "[{}, {}, {}]",
         "[[]]",
         '[{"uuid": "GPU-a"}]',
-        '[{}, {"processes": [7]}]',
-        '[{}, {"processes": [[7]]}]',
+        '[{}, {"changes": [7]}]',
+        '[{}, {"changes": [[7]]}]',
+        '[{"changes": [[7, 1]]}, {}]',
         '[{}, {"processes": 7}]',
+        '[{}, {"processes": [7]}]',
     ],
 )
 def test_news_of_other_devices_than_those_that_are_known_are_refused(wire, line):
