@@ -172,6 +172,49 @@ def test_a_list_that_is_longer_than_expected_is_read_whole(gpus, nvml, grow):
     assert gpus.run(*range(100, 400))["gpu:GPU-a/tree", "used_bytes"] == 300
 
 
+def test_lists_are_as_the_driver_has_them_however_they_change(gpus, nvml):
+    """Processes come, go, move, change places, and are in both lists; or there is no list."""
+    chance, gpu = random.Random(5), nvml.gpus[0]
+    no_graphics = Fault(function="nvmlDeviceGetGraphicsRunningProcesses_v3", error=3)
+    for _ in range(150):
+        kind = chance.choice(["move", "move", "move", "order", "new", "both", "fault"])
+        if kind == "move" and gpu.compute:
+            for pid in chance.choices(list(gpu.compute), k=chance.randrange(3)):
+                gpu.compute[pid] = chance.choice([None, 0, 5, 2**50])
+        elif kind == "order":
+            gpu.compute = dict(chance.sample(list(gpu.compute.items()), len(gpu.compute)))
+        elif kind == "new":
+            gpu.compute = dict.fromkeys(chance.sample(range(100, 112), chance.randrange(9)), 7)
+        elif kind == "both":
+            gpu.graphics = {pid: gpu.compute.get(pid, 9) for pid in chance.choice([(), (100, 50)])}
+        else:
+            nvml.faults = [] if nvml.faults else [no_graphics]
+        nvml.write()
+        answer = gpus.collector.probe.exchange(["fast"], 5.0)
+        found = merged(gpu.compute, {} if nvml.faults else gpu.graphics)
+        assert answer["gpus"][0]["processes"] == found
+
+
+def merged(*lists):
+    """The bytes of each process: the most that a list has for it."""
+    said = [(pid, used) for found in lists for pid, used in found.items()]
+    known = {pid: [n for other, n in said if other == pid and n is not None] for pid, _ in said}
+    return {pid: max(numbers, default=None) for pid, numbers in known.items()}
+
+
+def test_what_can_list_nothing_has_no_list(gpus, nvml):
+    """And one again as soon as the driver can; an empty list is one, too."""
+    nvml.gpus[0].compute = {10: 500}
+    for code, expected in ((0, [{10: 500}, {}]), (4, [None, None]), (0, [{10: 500}, {}])):
+        nvml.faults = [
+            Fault(function=f"nvmlDeviceGet{kind}RunningProcesses_v3", error=code)
+            for kind in ("Compute", "Graphics")
+        ]
+        nvml.write()
+        answer = gpus.collector.probe.exchange(["fast"], 5.0)
+        assert [entry["processes"] for entry in answer["gpus"]] == expected
+
+
 def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
     """It is told once, and once more when it is back."""
     gpus.host()
