@@ -50,6 +50,8 @@ class NvmlBackend:
         self._driver = ""
         self._events: Any = None
         self._event = pynvml.c_nvmlEventData_t()
+        self._next_event: Any = None
+        """Takes the next event into `_event`, without a wait; made with the set of events."""
         self._counted = 0
 
     def read(self, groups: frozenset[str]) -> dict[str, Any]:
@@ -137,6 +139,8 @@ class NvmlBackend:
             if self._events is not None:
                 nvml.nvmlEventSetFree(self._events)
             self._events = nvml.nvmlEventSetCreate()
+            event = ctypes.byref(self._event)
+            self._next_event = self._library.call("nvmlEventSetWait_v2", self._events, event, 0)
             for device in self._devices:
                 if device.parent is None:
                     kinds = nvml.nvmlDeviceGetSupportedEventTypes(device.handle)
@@ -151,7 +155,7 @@ class NvmlBackend:
         nvml = self._nvml
         event = self._event
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
-            code = nvml.nvmlLib.nvmlEventSetWait_v2(self._events, ctypes.byref(event), 0)
+            code = self._next_event()
             if code == _TIMEOUT:
                 return
             try:

@@ -141,16 +141,13 @@ class NvmlDevice:
         """
         self.handle, self.uuid, self.name, self.parent = handle, uuid, name, parent
         self._library = library
-        call, count, number = (
-            library.call,
-            ctypes.byref(library.count),
-            ctypes.byref(library.number),
-        )
+        call, number = library.call, ctypes.byref(library.number)
+        count = ctypes.byref(library.count)
         self._memory = call("nvmlDeviceGetMemoryInfo_v2", handle, library.memory)
         self._rates = call("nvmlDeviceGetUtilizationRates", handle, library.rates)
         self._lists = [(call(function, handle, count), what) for function, what in _LISTS]
         self._numbers = [
-            (m, call(function, handle, *kind, number)) for m, function, kind in _NUMBERS
+            (metric, call(function, handle, *kind, number)) for metric, function, kind in _NUMBERS
         ]
         self._raw: list[bytes | None] = [None] * len(_LISTS)
         self._listing = Listing()
