@@ -12,6 +12,9 @@ __all__ = ["CpuBudget"]
 WINDOW_S = 10.0
 """The cost is that of the last ten seconds."""
 
+EVERY_S = 2.0
+"""Looks are so far apart at least."""
+
 MOST = 10.0
 """No interval grows beyond ten times what was asked for."""
 
@@ -42,8 +45,14 @@ class CpuBudget:
         self._marks: deque[tuple[int, int]] = deque()
 
     def update(self) -> None:
-        """Look at what was used, once a tick; a window counts from its own first tick."""
-        now, cpu = self._clock.monotonic_ns(), self._cpu_ns()
+        """Look at what was used, in a tick; a window counts from its own first tick.
+
+        A tick that follows the last look within EVERY_S is let go by: to look costs something, too.
+        """
+        now = self._clock.monotonic_ns()
+        if self._marks and now - self._marks[-1][0] < EVERY_S * NS:
+            return
+        cpu = self._cpu_ns()
         if self._marks and cpu < self._marks[-1][1]:  # a helper was replaced: its time is gone
             self._marks.clear()
         self._marks.append((now, cpu))

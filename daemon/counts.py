@@ -13,7 +13,7 @@ class Paces:
 
     medium_s: float = 5.0
     """What changes slowly: control groups, power, temperature."""
-    still_s: float = 15.0
+    still_s: float = 30.0
     """In large runs, processes that have not moved."""
     rare_s: float = 60.0
     """What costs the driver something: PCIe, NVLink, ECC."""

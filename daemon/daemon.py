@@ -149,7 +149,7 @@ class _Daemon:
             sampler=base.sampler,
             book=base.book,
             proc=ProcFolder(),
-            gpu_pids=lambda uuid: {p for gpu in base.collectors.gpus for p in gpu.pids(uuid)},
+            gpu_pids=base.collectors.gpu_pids,
         )
         watches.replace(list(settings.rules))
         agents = AgentServer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ __all__ = [
     "ProcFolder",
     "Process",
     "Stat",
-    "Statms",
     "kib_fields",
     "may_keep",
     "parse_stat",
@@ -28,7 +27,6 @@ __all__ = [
 _READ_BYTES = 65536
 _STAT_BYTES = 512
 _STATUS_BYTES = 8192
-_STATM_BYTES = 256
 
 
 class Stat(NamedTuple):
@@ -305,26 +303,6 @@ class Process:
             os.close(self._folder)
             self._path = "/dev/null"
         self._folder = None
-
-
-class Statms:
-    """The statm files of processes, read one after the other without a call for each of ours."""
-
-    def __init__(self, processes: Sequence[Process]) -> None:
-        """Open them."""
-        self._processes = processes
-        self._descriptors: list[int] | None = None
-        with contextlib.suppress(OSError):
-            kept = [process.keep("statm") for process in processes]
-            if None not in kept:
-                self._descriptors = kept  # type: ignore[assignment]
-
-    def read(self) -> list[bytes | None]:
-        """Return them; None for a process that is gone."""
-        if self._descriptors is not None:
-            with contextlib.suppress(OSError):  # one is gone
-                return [os.pread(descriptor, _STATM_BYTES, 0) for descriptor in self._descriptors]
-        return [process.statm() for process in self._processes]
 
 
 def _pidfd_inode(pid: int) -> int | None:

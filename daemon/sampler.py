@@ -10,11 +10,20 @@ from itertools import islice
 
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock, ClockWatch
-from memplan_daemon.collectors.base import Collector, Event, Pace, Reading, Watch
+from memplan_daemon.collectors.base import (
+    ALWAYS_IN_FULL,
+    Collector,
+    Event,
+    Pace,
+    Reading,
+    Steady,
+    Watch,
+)
 from memplan_daemon.counts import Counts, Paces
 from memplan_daemon.eventlog import EventLog
 from memplan_daemon.layouts import Found, Layouts
 from memplan_daemon.proc import ProcFolder
+from memplan_daemon.pulse import Pulse
 from memplan_daemon.snapshot import Board, RunInfo
 from memplan_daemon.tree import Group, ProcessTable, Tree
 
@@ -105,6 +114,8 @@ class Sampler:
         self.before_tick: list[Callable[[ProcessTable, bool], None]] = []
         """Called in each tick with the table of processes, and whether it is new: they choose
         what is watched."""
+        self.listed_rarely = False
+        """True where nobody who chooses needs a listing to find processes."""
         self.quiet: set[str] = set()
         """Runs that ask not to be disturbed at the moment."""
         self._staged = staged
@@ -116,6 +127,7 @@ class Sampler:
         self._paces = paces or Paces()
         self._groups: dict[str, Group] = {}
         self._layouts = Layouts()
+        self._pulse = Pulse()
         self._failing: set[int] = set()
         self._over: list[str] = []
         self._taken = 0  # samples that the store has, in its memory or on disk
@@ -302,23 +314,19 @@ class Sampler:
             half = self._stretched_ns(self.interval_s) // 2
             self._host_due_ns = now + self._host_interval_ns - half
             watches.append(Watch(run_id=None, pid=None, tick=tick, due=due))
-        listed = bool(self._groups or self.before_tick) and self._table.refresh()
-        for choose in self.before_tick:
-            choose(self._table, listed)
+        self._update_groups()
         for run_id, group in list(self._groups.items()):
-            if group.needs_update(listed=listed):
-                group.update(self._table)
             if group.alive:
-                quiet = run_id in self.quiet
-                members = group.members
+                large = len(group.members) > ALWAYS_IN_FULL
                 watches.append(
                     Watch(
                         run_id=run_id,
                         pid=group.pid,
-                        members=members,
+                        members=group.members,
+                        moved=self._pulse.moved.get(run_id, ()) if large else None,
                         tick=tick,
                         due=due,
-                        quiet=quiet,
+                        quiet=run_id in self.quiet,
                     )
                 )
             elif isinstance(group, Tree):
@@ -326,22 +334,43 @@ class Sampler:
         watches += [Watch(run_id=run_id, pid=None, tick=tick, due=due) for run_id in self._over]
         return watches
 
+    def _update_groups(self) -> None:
+        """Find out who belongs to which run, who of large runs has moved, and who has ended."""
+        rarely = self.listed_rarely and not any(isinstance(g, Tree) for g in self._groups.values())
+        listed = bool(self._groups or self.before_tick) and self._table.refresh(rarely=rarely)
+        for choose in self.before_tick:
+            choose(self._table, listed)
+        for group in self._groups.values():
+            if group.needs_update(listed=listed):
+                group.update(self._table)
+        every = {run_id: group.members for run_id, group in self._groups.items()}
+        self._pulse.read(
+            {run: those for run, those in every.items() if len(those) > ALWAYS_IN_FULL}
+        )
+        for run_id, pid in self._pulse.faint:
+            self._groups[run_id].drop_ended([pid])
+
     def _collect(
         self, watch: Watch, t_ns: int, found: list[tuple[str | None, Found]]
     ) -> list[Instant]:
         """Ask every collector about a run, or the host, and return the samples."""
-        readings = (self._readings(i, one, watch) for i, one in enumerate(self._collectors))
-        groups = [items for items in readings if items]
-        found += [(watch.run_id, items) for items in groups]
+        groups = []
+        for i, collector in enumerate(self._collectors):
+            items = self._readings(i, collector, watch)
+            if items:
+                groups.append(items)
+                found.append((watch.run_id, items.found if isinstance(items, Steady) else items))
         thin = not watch.in_full
         samples, events = self._layouts.sort_out(watch.run_id, t_ns, groups, thin=thin)
         for event in events:
             self.events.keep(event, watch.run_id, t_ns)
         return samples
 
-    def _readings(self, index: int, collector: Collector, watch: Watch) -> Found:
+    def _readings(self, index: int, collector: Collector, watch: Watch) -> Found | Steady:
         try:
-            readings = list(collector.collect(watch))
+            readings = collector.collect(watch)
+            if not isinstance(readings, (list, Steady)):
+                readings = list(readings)
         except Exception:  # noqa: BLE001 - whatever it is, the other collectors go on
             if index not in self._failing:
                 _log.exception("%s failed and is left out", type(collector).__name__)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from memplan_daemon.clock import NS, Clock
+from memplan_daemon.collectors.base import ALWAYS_IN_FULL
 from memplan_daemon.proc import Process, ProcFolder, Stat
 
 __all__ = ["ALL_ANEW", "Group", "ProcessTable", "Tree"]
 
 SCAN_SHARE = 10
 """A scan of all processes is repeated after ten times what it took: at most a tenth of a core."""
+
+RARELY = 3
+"""Where listings are needed only to see how processes belong together, there are so many fewer."""
 
 ALL_ANEW = 12
 """Listings after which all processes are read, also those that were the same in the last two: in
@@ -41,7 +46,7 @@ class ProcessTable:
         self._clock = clock
         self._share = share
         self._shortest_ns = round(shortest_s * NS)
-        self._next_ns = 0
+        self._next_ns = self._rarely_ns = 0
         self._stats: Mapping[int, Stat] = {}
         self._settled: Mapping[int, Stat] = {}
         self._children: Mapping[int, list[int]] = {}
@@ -52,10 +57,14 @@ class ProcessTable:
         """Every process of the last listing."""
         return self._stats
 
-    def refresh(self) -> bool:
-        """List the processes again, unless the last listing was expensive and is recent."""
+    def refresh(self, *, rarely: bool = False) -> bool:
+        """List the processes again, unless the last listing was expensive and is recent.
+
+        Args:
+            rarely: nobody is found by listings alone: one in RARELY is enough.
+        """
         begin = self._clock.monotonic_ns()
-        if begin < self._next_ns:
+        if begin < (self._rarely_ns if rarely else self._next_ns):
             return False
         every = self.number % ALL_ANEW == 0
         stats = self._proc.stats({} if every else self._settled)
@@ -70,11 +79,12 @@ class ProcessTable:
         self._children, self._sessions = children, sessions
         end = self._clock.monotonic_ns()
         self._next_ns = max(end + self._share * (end - begin), begin + self._shortest_ns)
+        self._rarely_ns = begin + RARELY * (self._next_ns - begin)
         return True
 
     def expire(self) -> None:
         """Let the next `refresh` list in any case."""
-        self._next_ns = 0
+        self._next_ns = self._rarely_ns = 0
 
     def related(self, root: int, members: Iterable[int]) -> set[int]:
         """Return the descendants of all members, and root's session when root leads one."""
@@ -102,6 +112,8 @@ class ProcessTable:
 
 def _is_like(stat: Stat, before: Stat | None) -> bool:
     """Tell whether a process is the one it was, and in the same place; its state may differ."""
+    if stat is before:  # it was not read again
+        return True
     return before is not None and before._replace(state=stat.state) == stat
 
 
@@ -128,7 +140,7 @@ class Group:
 
     @property
     def members(self) -> Mapping[int, Process]:
-        """The living members by process id."""
+        """The living members by process id: another mapping as soon as one came or went."""
         return self._members
 
     @property
@@ -141,47 +153,76 @@ class Group:
         return listed or self.wanted != self._members.keys()
 
     def update(self, table: ProcessTable) -> None:
-        """Drop members that ended or do not belong any more, and add new ones."""
-        del table
-        self.drop_ended()
-        for pid in self._members.keys() - self.wanted:
-            self._members.pop(pid).close()
-        for pid in sorted(self.wanted - self._members.keys()):
-            self._adopt(pid)
+        """Drop members that ended or do not belong any more, and add new ones.
 
-    def drop_ended(self) -> None:
-        """Let go of members that ended: what has memory has not, which costs least to ask."""
-        for pid, member in list(self._members.items()):
+        In a large group those that have gone from the table; who waits to be reaped is found by
+        who looks at all of it in every tick.
+        """
+        self.drop_ended(self._suspects(table))
+        self._drop(self._members.keys() - self.wanted)
+        self._adopt(self.wanted)
+
+    def _suspects(self, table: ProcessTable) -> Collection[int]:
+        """Return those that may have ended."""
+        if len(self._members) <= ALWAYS_IN_FULL:
+            return self._members
+        return self._members.keys() - table.stats.keys()
+
+    def drop_ended(self, suspects: Iterable[int] | None = None) -> None:
+        """Let go of members that ended: what has memory has not, which costs least to ask.
+
+        Args:
+            suspects: who is to be asked, members or not; None = all.
+        """
+        ended = []
+        for pid in self._members if suspects is None else suspects:
+            member = self._members.get(pid)
+            if member is None:
+                continue
             statm = member.statm()
             if statm is not None and not statm.startswith(b"0 "):
                 continue
             stat = member.stat()
             if stat is None or stat.state in "ZX":
-                self._members.pop(pid).close()
+                ended.append(pid)
+        self._drop(ended)
 
-    def _adopt(self, pid: int) -> None:
+    def _drop(self, pids: Iterable[int]) -> None:
+        gone = {pid: self._members[pid] for pid in pids}
+        if gone:
+            self._members = {p: m for p, m in self._members.items() if p not in gone}
+        for member in gone.values():
+            member.close()
+
+    def _adopt(self, pids: AbstractSet[int]) -> None:
+        """Take hold of processes that are no members yet."""
+        held = {pid: self._held(pid) for pid in sorted(pids - self._members.keys())}
+        new = {pid: member for pid, member in held.items() if member is not None}
+        if new:
+            self._members = self._members | new
+            self.pid = next(iter(new)) if self.pid is None else self.pid
+
+    def _held(self, pid: int) -> Process | None:
         member = self._proc.open(pid)
         if member is None:
-            return
+            return None
         if not self._is_meant(member.stat()):
             member.close()
-            return
+            return None
         member.identify()
         times = self._seen.pop(pid, 0) + 1
         self._seen[pid] = times
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         member.label = str(pid) if times == 1 else f"{pid}#{times}"
-        self._members[pid] = member
-        self.pid = pid if self.pid is None else self.pid
+        return member
 
     def _is_meant(self, stat: Stat | None) -> bool:
         return stat is not None and stat.state not in "ZX"
 
     def close(self) -> None:
         """Let go of every member."""
-        while self._members:
-            self._members.popitem()[1].close()
+        self._drop(list(self._members))
 
 
 class Tree(Group):
@@ -202,13 +243,13 @@ class Tree(Group):
         super().__init__(proc)
         self.pid = pid
         self._related: set[int] | None = None
-        self._adopt(pid)
+        self._adopt({pid})
 
     def join(self, pid: int) -> None:
         """Take in another root: a rank of the same job."""
         if pid not in self._members:
             self._related = None
-            self._adopt(pid)
+            self._adopt({pid})
 
     def needs_update(self, *, listed: bool) -> bool:
         """Tell whether `update` has something to do: only a new listing shows new children."""
@@ -216,12 +257,11 @@ class Tree(Group):
 
     def update(self, table: ProcessTable) -> None:
         """Drop members that ended and add new ones, by a table that was just refreshed."""
-        self.drop_ended()
+        self.drop_ended(self._suspects(table))
         if not self._members:
             return
         self._related = table.related(self.pid or 0, self._members)
-        for pid in sorted(self._related - self._members.keys()):
-            self._adopt(pid)
+        self._adopt(self._related)
 
     def _is_meant(self, stat: Stat | None) -> bool:
         """Tell whether the descriptor itself shows the process that the table meant."""

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from memplan_daemon.proc import Process, ProcFolder, Stat
@@ -106,14 +107,14 @@ class _Chooser:
     """Applies one rule to each listing; a process is looked at once, and again much later."""
 
     def __init__(
-        self, rule: Rule, proc: ProcFolder, gpu_pids: Callable[[str | None], set[int]]
+        self, rule: Rule, proc: ProcFolder, gpu_pids: Callable[[str | None], AbstractSet[int]]
     ) -> None:
         self.rule = rule
         self._proc = proc
         self._gpu_pids = gpu_pids
         self._known: dict[int, bool] = {}
 
-    def choose(self, table: ProcessTable) -> set[int]:
+    def choose(self, table: ProcessTable) -> AbstractSet[int]:
         if self.rule.kind == "gpu":
             return self._gpu_pids(None if self.rule.value == "all" else self.rule.value)
         if self.rule.kind == "pid":
@@ -159,7 +160,7 @@ class Watches:
         sampler: Sampler,
         book: RunBook,
         proc: ProcFolder,
-        gpu_pids: Callable[[str | None], set[int]],
+        gpu_pids: Callable[[str | None], AbstractSet[int]],
     ) -> None:
         """Begin without rules.
 
@@ -167,7 +168,8 @@ class Watches:
             sampler: samples the runs.
             book: stores them.
             proc: the /proc to read.
-            gpu_pids: returns the processes on a GPU, or (None) on any.
+            gpu_pids: returns the processes on a GPU, or (None) on any; the same object while they
+                are the same.
         """
         self._sampler = sampler
         self._book = book
@@ -176,7 +178,7 @@ class Watches:
         self._choosers: dict[str, _Chooser] = {}
         self._runs: dict[tuple[str, str], _Run] = {}
         self._keys: dict[str, dict[int, str]] = {}
-        self._chosen: dict[str, set[int]] = {}
+        self._chosen: dict[str, AbstractSet[int]] = {}
         self._full = False
         self._set: set[str] = set()
         self._strangers: set[int] = set()
@@ -195,6 +197,7 @@ class Watches:
             self._sampler.before_tick.append(self._tick)
         if rule.text not in self._choosers:
             self._choosers[rule.text] = _Chooser(rule, self._proc, self._gpu_pids)
+        self._set_pace()
 
     def remove(self, text: str) -> None:
         """Forget a rule and end its runs. Raises UsageError when there is no such rule."""
@@ -203,6 +206,7 @@ class Watches:
         del self._choosers[text]
         if not self._choosers:
             self._sampler.before_tick.remove(self._tick)
+        self._set_pace()
         self._keys.pop(text, None)
         self._chosen.pop(text, None)
         for key in [key for key in self._runs if key[0] == text]:
@@ -218,19 +222,33 @@ class Watches:
             self.add(rule)
         self._set = wanted
 
+    def _set_pace(self) -> None:
+        kinds = {chooser.rule.kind for chooser in self._choosers.values()}
+        self._sampler.listed_rarely = kinds <= {"gpu"}
+
     def _tick(self, table: ProcessTable, listed: bool) -> None:  # noqa: FBT001 - a callback
         if listed:
             self._strangers = self._not_ours(table)
         for text, chooser in self._choosers.items():
-            if listed or chooser.rule.kind == "gpu":
-                pids = chooser.choose(table) - self._strangers
-                if listed or pids != self._chosen.get(text):
-                    self._chosen[text] = pids
-                    self._assign(text, pids, table)
+            if listed:
+                self._chosen[text] = chooser.choose(table)
+                self._assign(text, self._chosen[text] - self._strangers, table)
+            elif chooser.rule.kind == "gpu":
+                self._follow(text, chooser.choose(table), table)
         if listed:
             self._book.retry()
             for key in [k for k, run in self._runs.items() if not run.pids]:
                 self._end(key)
+
+    def _follow(self, text: str, pids: AbstractSet[int], table: ProcessTable) -> None:
+        """Take in what a GPU's list says; where it names new processes they are listed first."""
+        if pids is self._chosen.get(text):
+            return
+        self._chosen[text] = pids
+        if pids <= table.stats.keys():
+            self._assign(text, pids - self._strangers, table)
+        else:
+            table.expire()
 
     def _not_ours(self, table: ProcessTable) -> set[int]:
         """Return what is never watched: this daemon with its probes, and the kernel's threads."""
@@ -238,7 +256,7 @@ class Watches:
             return set()
         return table.related(os.getpid(), ()) | table.related(_KTHREADD, ())
 
-    def _assign(self, text: str, pids: set[int], table: ProcessTable) -> None:
+    def _assign(self, text: str, pids: AbstractSet[int], table: ProcessTable) -> None:
         """Give each chosen process to a run, and each run its processes."""
         keys = {pid: key for pid, key in self._keys.get(text, {}).items() if pid in pids}
         found: dict[str, set[int]] = {}
@@ -254,7 +272,7 @@ class Watches:
             self._give(text, key, found.get(key, set()))
 
     def _key(
-        self, pid: int, pids: set[int], keys: Mapping[int, str], table: ProcessTable
+        self, pid: int, pids: AbstractSet[int], keys: Mapping[int, str], table: ProcessTable
     ) -> str | None:
         """Return the run that a process belongs to: its job, its chosen ancestor's, its own."""
         process = self._proc.open(pid)

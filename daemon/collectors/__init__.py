@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from memplan_daemon.clock import Clock
@@ -30,6 +31,11 @@ class Collectors:
         """End the probes."""
         for gpu in self.gpus:
             gpu.close()
+
+    def gpu_pids(self, uuid: str | None) -> AbstractSet[int]:
+        """Return the processes on a GPU, or (None) on any; the same object while they are so."""
+        first, *others = (gpu.pids(uuid) for gpu in self.gpus)
+        return first.union(*others) if others else first
 
     def cpu_ns(self) -> int:
         """Return the CPU time of the running probes, in nanoseconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ __all__ = [
     "GapState",
     "Pace",
     "Reading",
+    "Steady",
     "Watch",
 ]
 
@@ -32,7 +33,7 @@ EVERYTHING: frozenset[Pace] = frozenset(("medium", "still", "slow", "rare"))
 
 ALWAYS_IN_FULL = 8
 """Processes of a run up to which every tick reads and stores all of each; in larger runs what has
-moved, and all at the pace "still". Sums over the run are made and stored in every tick."""
+moved, and all at the pace "still". Sums over the run are made in every tick."""
 
 
 class Reading(NamedTuple):
@@ -72,6 +73,15 @@ class Event(NamedTuple):
     """When, wall clock; None = in this tick."""
 
 
+class Steady(NamedTuple):
+    """What a collector has found of a large run, where it knows itself what is new."""
+
+    found: Sequence[Reading | Gap]
+    """All of it; the same object as in the tick before while nothing in it is new."""
+    news: Sequence[Reading]
+    """What is stored in a tick that stores what has moved: that, and the run's total."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """What is to be read in this tick: a run's processes, or the host at large."""
@@ -81,7 +91,9 @@ class Watch:
     pid: int | None
     """Root of the run's tree; None for the host."""
     members: Mapping[int, Process] = field(default_factory=dict)
-    """The tree's living processes by id."""
+    """The tree's living processes by id; another object as soon as one came or went."""
+    moved: Sequence[Process] | None = None
+    """Those whose memory is another than a tick ago, or that are new; None = that is not known."""
     tick: int = 0
     """Number of the tick: the same for all watches of one tick, so that a collector can read
     shared things once."""
@@ -103,6 +115,9 @@ HOST = Watch(run_id=None, pid=None)
 class Collector(Protocol):
     """Reads one kind of thing."""
 
-    def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
-        """Return what can be read now; what is missing or denied is left out, never 0."""
+    def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event] | Steady:
+        """Return what can be read now; what is missing or denied is left out, never 0.
+
+        A list that is returned must not change any more.
+        """
         ...

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from memplan_daemon.clock import NS, Clock
-from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
+from memplan_daemon.collectors.base import Event, Gap, Reading, Steady, Watch
 from memplan_daemon.collectors.child import Probe, cpu_ns
 from memplan_daemon.proc import Process
 
@@ -55,29 +55,22 @@ class _Gpu:
     state: str = "ok"
     processes: Mapping[int, int | None] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
-    fresh: bool = False
-
-
-@dataclass(slots=True)
-class _Share:
-    """What a run has of one GPU."""
-
-    processes: Mapping[int, int | None]
-    """What the driver listed."""
-    readings: dict[int, Reading | Gap]
-    """Of each of the run's processes that is among them."""
-    total: list[Reading]
-    """Their sum, where there is one."""
 
 
 @dataclass(slots=True)
 class _RunState:
-    """What was found for one run in the last tick, and from what."""
+    """What a run's processes have of the GPUs, as it was found in the last tick."""
 
     tick: int
-    members: tuple[Process, ...]
-    shares: dict[str, _Share]
-    items: list[Reading | Gap]
+    members: Mapping[int, Process]
+    fresh: tuple[str, ...]
+    """The GPUs that had answered."""
+    found: list[Reading | Gap] = field(default_factory=list)
+    """GPU by GPU: of each of the run's processes on it, and the sum where there is one."""
+    places: dict[tuple[str, int], int] = field(default_factory=dict)
+    """(UUID, process id) -> where in it."""
+    sums: dict[str, int] = field(default_factory=dict)
+    """UUID -> where in it the sum is."""
 
 
 class GpuCollector:
@@ -122,6 +115,10 @@ class GpuCollector:
         self._events: list[Event] = []
         self._readings: list[Reading] = []
         self._runs: dict[str, _RunState] = {}
+        self._fresh: tuple[str, ...] = ()
+        self._moved: dict[int, list[str]] = {}
+        self._other_lists = False
+        self._pids: dict[str | None, frozenset[int]] = {}
         self._tick = -1
         self._retry_ns = 0
         self._retry_s = FIRST_RETRY_S
@@ -136,14 +133,15 @@ class GpuCollector:
         """Each known device's product name."""
         return {uuid: gpu.name for uuid, gpu in self._gpus.items()}
 
-    def pids(self, uuid: str | None = None) -> set[int]:
-        """Return the processes on a GPU, or on any, by the last answer."""
-        return {
-            pid
-            for name, gpu in self._gpus.items()
-            if uuid is None or name == uuid
-            for pid in gpu.processes
-        }
+    def pids(self, uuid: str | None = None) -> frozenset[int]:
+        """Return the processes on a GPU, or on any, by the last answer.
+
+        The same object while they are the same.
+        """
+        if uuid not in self._pids:
+            gpus = [gpu for name, gpu in self._gpus.items() if uuid in (None, name)]
+            self._pids[uuid] = frozenset(pid for gpu in gpus for pid in gpu.processes)
+        return self._pids[uuid]
 
     def cpu_ns(self) -> int:
         """Return the CPU time of the running probe, in nanoseconds."""
@@ -153,7 +151,7 @@ class GpuCollector:
         """End the probe."""
         self.probe.close()
 
-    def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
+    def collect(self, watch: Watch) -> Sequence[Reading | Gap | Event] | Steady:
         """Return the readings of all GPUs that answer, and why others do not."""
         if watch.tick != self._tick:
             self._tick = watch.tick
@@ -168,8 +166,7 @@ class GpuCollector:
         self._readings = []
         recent = watch.tick - 1
         self._runs = {run: state for run, state in self._runs.items() if state.tick >= recent}
-        for gpu in self._gpus.values():
-            gpu.fresh = False
+        self._fresh, self._moved, self._other_lists = (), {}, False
         if self._clock.monotonic_ns() < self._retry_ns:
             return
         if self.probe.pid is None and (problem := self._why_not()):
@@ -216,13 +213,26 @@ class GpuCollector:
         uuid = entry["uuid"]
         gpu = self._gpus.setdefault(uuid, _Gpu(entry["name"]))
         gpu.missing = entry["missing"]
-        gpu.fresh = entry["state"] == "ok"
+        if entry["state"] == "ok":
+            self._fresh = (*self._fresh, uuid)
         processes = entry["processes"] or {}
         if processes != gpu.processes:  # the same object as long as it says the same
+            self._note_moved(uuid, gpu.processes, processes)
             gpu.processes = processes
         self._set(uuid, entry["state"])
         entity = f"gpu:{uuid}"
         self._readings += [Reading(entity, metric, n) for metric, n in entry["values"].items()]
+
+    def _note_moved(
+        self, uuid: str, before: Mapping[int, int | None], now: Mapping[int, int | None]
+    ) -> None:
+        """Note whose bytes on a GPU are others; where its processes are others, only that."""
+        if before.keys() != now.keys():
+            self._other_lists, self._pids = True, {}
+            return
+        for pid, value in now.items():
+            if value != before[pid]:
+                self._moved.setdefault(pid, []).append(uuid)
 
     def _set(self, uuid: str, state: str) -> None:
         gpu = self._gpus[uuid]
@@ -240,54 +250,54 @@ class GpuCollector:
             for metric, state in gpu.missing.items():
                 yield Gap(f"gpu:{uuid}", metric, state)  # type: ignore[arg-type]
 
-    def _run(self, run_id: str, watch: Watch) -> list[Reading | Gap]:
-        """Return a run's readings: those of the last tick where lists and members are the same."""
-        members = tuple(watch.members.values())
+    def _run(self, run_id: str, watch: Watch) -> Steady:
+        """Return a run's readings: those of the last tick, less what is other now."""
         state = self._runs.get(run_id)
-        known = state.shares if state is not None and state.members == members else {}
-        shares, same = {}, state is not None
-        for uuid, gpu in self._gpus.items():
-            if gpu.fresh:
-                before = known.get(uuid)
-                shares[uuid] = share = _share(uuid, gpu.processes, watch.members, before)
-                same = same and share is before
-        if state is None or not same or len(shares) != len(known):
-            items: list[Reading | Gap] = []
-            for share in shares.values():
-                items += share.readings.values()
-                items += share.total
-            state = self._runs[run_id] = _RunState(watch.tick, members, shares, items)
+        same = state is not None and state.members is watch.members and state.fresh == self._fresh
+        news = None if state is None or not same or self._other_lists else self._stepped(state)
+        if news is None:
+            state = self._runs[run_id] = self._put_together(watch)
+            news = [item for item in state.found if isinstance(item, Reading)]
+        assert state is not None
         state.tick = watch.tick
-        return state.items
+        return Steady(state.found, news)
 
+    def _stepped(self, state: _RunState) -> list[Reading] | None:
+        """Take in whose bytes are others, and return what is new by it, and the sums.
 
-def _share(
-    uuid: str,
-    processes: Mapping[int, int | None],
-    members: Mapping[int, Process],
-    before: _Share | None,
-) -> _Share:
-    """Return what each process has of a GPU, and the sum; what is the same is the same object."""
-    if before is not None and before.processes is processes:
-        return before
-    known = before.readings if before is not None else {}
-    mine = processes.keys() & members.keys()
-    if not mine and before is not None and not known:
-        before.processes = processes
-        return before
-    readings: dict[int, Reading | Gap] = {}
-    total: int | None = None
-    for pid in mine:
-        value, reading = processes[pid], known.get(pid)
-        said = reading.value if isinstance(reading, Reading) else None
-        if reading is None or said != value:
-            entity = f"process:{members[pid].label}/gpu:{uuid}"
-            if value is None:
-                reading = Gap(entity, "used_bytes", "not-supported")
-            else:
-                reading = Reading(entity, "used_bytes", value)
-        readings[pid] = reading
-        if value is not None:
-            total = value + (total or 0)
-    sums = [] if total is None else [Reading(f"gpu:{uuid}/tree", "used_bytes", total)]
-    return _Share(processes, readings, sums)
+        None where a number came or went.
+        """
+        mine = state.members.keys() & self._moved.keys()
+        if mine:
+            state.found = list(state.found)
+        news: list[Reading] = []
+        for pid in mine:
+            for uuid in self._moved[pid]:
+                place, value = state.places[uuid, pid], self._gpus[uuid].processes[pid]
+                before, total = state.found[place], state.sums.get(uuid)
+                if value is None or total is None or not isinstance(before, Reading):
+                    return None
+                state.found[place] = reading = before._replace(value=value)
+                news.append(reading)
+                sums = state.found[total]
+                assert isinstance(sums, Reading)
+                state.found[total] = sums._replace(value=sums.value + value - before.value)
+        return news + [state.found[place] for place in state.sums.values()]  # type: ignore[misc]
+
+    def _put_together(self, watch: Watch) -> _RunState:
+        state = _RunState(watch.tick, watch.members, self._fresh)
+        for uuid in self._fresh:
+            processes = self._gpus[uuid].processes
+            total: int | None = None
+            for pid in processes.keys() & watch.members.keys():
+                entity, value = f"process:{watch.members[pid].label}/gpu:{uuid}", processes[pid]
+                state.places[uuid, pid] = len(state.found)
+                if value is None:
+                    state.found.append(Gap(entity, "used_bytes", "not-supported"))
+                else:
+                    state.found.append(Reading(entity, "used_bytes", value))
+                    total = value + (total or 0)
+            if total is not None:
+                state.sums[uuid] = len(state.found)
+                state.found.append(Reading(f"gpu:{uuid}/tree", "used_bytes", total))
+        return state

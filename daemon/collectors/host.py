@@ -24,7 +24,7 @@ _MOST_MESSAGES = 1000
 
 
 class HostCollector:
-    """Reads /proc/meminfo, the pressure stall totals and the count of OOM kills, once per tick.
+    """Reads /proc/meminfo and the pressure stall totals; at the medium pace the count of OOM kills.
 
     used_bytes is total less available: what cannot be had without swapping. Page cache that can be
     dropped does not count as used. stall_some_microseconds and stall_full_microseconds are the
@@ -47,7 +47,7 @@ class HostCollector:
             return
         yield from self._memory()
         yield from self._pressure()
-        if (count := self._oom_count()) is not None:
+        if "medium" in watch.due and (count := self._oom_count()) is not None:
             yield Reading("host", "oom_kill_count", count)
             yield from self._kills.news(count)
 

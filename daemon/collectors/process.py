@@ -7,9 +7,9 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, field
 
 from memplan_daemon.clock import Clock
-from memplan_daemon.collectors.base import ALWAYS_IN_FULL, Gap, Reading, Watch
+from memplan_daemon.collectors.base import Gap, Reading, Steady, Watch
 from memplan_daemon.collectors.rollup import Budget, Rollups
-from memplan_daemon.proc import Process, Statms
+from memplan_daemon.proc import Process
 
 __all__ = ["ProcessCollector"]
 
@@ -28,6 +28,8 @@ _LINE = re.compile(rb"\n(%s):\s*(\d+) kB" % b"|".join(_STATUS))
 _FAST = ("rss_bytes", "rss_anon_bytes")
 """Of each process in every tick; the rest is summed in every tick, too, but kept for each process
 at the medium pace only: it changes slowly, and half of the store's work would be for it."""
+
+_SLOWER = tuple(metric for metric in _STATUS.values() if metric not in _FAST)
 
 _SUMMED = ("rss_bytes", "rss_anon_bytes", "rss_file_bytes", "rss_shmem_bytes", "swap_bytes")
 
@@ -65,12 +67,8 @@ class _State:
     """The tree's high-water mark so far."""
     last: dict[str, Values] = field(default_factory=dict)
     """Each process's last values, by label: they become its final row."""
-    processes: tuple[Process, ...] = ()
+    watched: Mapping[int, Process] = field(default_factory=dict)
     """The processes of the last tick."""
-    files: Statms | None = None
-    """Their statm files; None for so few that each is read in full."""
-    statms: Sequence[bytes | None] = ()
-    """What these said: while that is the same, so are all readings but marks and swap."""
     members: dict[Process, _Member] = field(default_factory=dict)
     """What was read of them; who is gone, or has no memory of its own, is not in it."""
     found: dict[int, Values] = field(default_factory=dict)
@@ -78,7 +76,9 @@ class _State:
     sums: Values = field(default_factory=dict)
     """Their sums over the tree."""
     fast: list[Reading] = field(default_factory=list)
-    """What is read of them in every tick: first each one's, then the sums."""
+    """What is read of them in every tick: first each one's, then the tree's."""
+    tree: list[Reading] = field(default_factory=list)
+    """The tree's; what is the same stays the same object."""
     places: dict[Process, int] = field(default_factory=dict)
     """Where in it a process begins; who is not one of the largest is not in it."""
 
@@ -112,50 +112,43 @@ class ProcessCollector:
         self._budget = Budget(clock)
         self._states: dict[str, _State] = {}
 
-    def collect(self, watch: Watch) -> Iterable[Reading | Gap]:
+    def collect(self, watch: Watch) -> Sequence[Reading | Gap] | Steady:
         """Return the readings of a run's processes; nothing for the host."""
         if watch.run_id is None:
             return []
         state = self._state(watch.run_id, watch.tick)
-        ended = self._update(state, watch)
         medium = watch.in_full or "medium" in watch.due
+        news = self._carry_on(state, watch)
+        ended = self._read_anew(state, watch) if news is None else []
         slow = self._slow(state, watch) if medium else []
         denied = _denied(state, watch)
-        if not (ended or medium or denied):
-            return state.fast
+        if news is not None and not (medium or denied):
+            return Steady(state.fast, news)
         slower = _slower(state) if "medium" in watch.due else []
         return [*ended, *slower, *slow, *state.fast, *denied]
 
-    def _update(self, state: _State, watch: Watch) -> list[Reading]:
-        """Read who may have moved; return the final rows of those that are gone since."""
-        processes = tuple(watch.members.values())
-        same = processes == state.processes
-        if not same:
-            few = len(processes) <= ALWAYS_IN_FULL
-            state.processes, state.files = processes, None if few else Statms(processes)
-        before = state.statms
-        state.statms = state.files.read() if state.files is not None else [None] * len(processes)
-        if same and not watch.in_full:
-            if state.statms == before and None not in before:
-                return []
-            trios = zip(processes, state.statms, before, strict=True)
-            moved = [p for p, now, then in trios if now != then or now is None]
-            if _stepped(state, moved):
-                return []
-        else:
-            moved = list(processes)
-        known = state.members
-        state.members = {p: m for p in processes if (m := known.get(p)) is not None}
-        for process in moved:
-            member = _read(process, known.get(process))
+    def _carry_on(self, state: _State, watch: Watch) -> list[Reading] | None:
+        """Read who has moved and return what is new; None where all is to be put together."""
+        if watch.moved is None or watch.in_full or watch.members is not state.watched:
+            return None
+        return _stepped(state, watch.moved) if watch.moved else state.tree[:1]
+
+    def _read_anew(self, state: _State, watch: Watch) -> list[Reading]:
+        """Put everything together; return the final rows of those that are gone since."""
+        known, moved = state.members, watch.moved
+        state.watched, state.members = watch.members, {}
+        again = None if moved is None or watch.in_full else set(moved)
+        for process in watch.members.values():
+            member = known.get(process)
+            if again is None or member is None or process in again:
+                member = _read(process, member)
             if member is not None:
                 state.members[process] = member
-            else:
-                state.members.pop(process, None)
         state.found = _found(state.members)
         state.places, state.fast = _fast(state)
         state.sums = _sums(state.found.values())
-        state.fast += _tree(state, (m.get("hwm_bytes", 0) for m in state.found.values()))
+        state.tree = _tree(state, (m.get("hwm_bytes", 0) for m in state.found.values()))
+        state.fast += state.tree
         return list(_ended(state))
 
     def _slow(self, state: _State, watch: Watch) -> list[Reading]:
@@ -246,36 +239,40 @@ def _fast(state: _State) -> tuple[dict[Process, int], list[Reading]]:
     return places, readings
 
 
-def _stepped(state: _State, moved: Sequence[Process]) -> bool:
-    """Take in who has moved where that changes numbers and nothing else; tell whether it was so.
+def _stepped(state: _State, moved: Sequence[Process]) -> list[Reading] | None:
+    """Take in who has moved where that changes numbers and nothing else; return what is new.
 
-    If not, everything is to be put together anew: somebody came or went, has other readings than
+    None where everything is to be put together anew: somebody has gone, has other readings than
     before, lives in its parent's memory, or the largest are to be chosen.
     """
-    if len(state.places) != len(state.processes):
-        return False
-    fast, marks, found = list(state.fast), [], state.found
+    if len(state.places) != len(state.watched):
+        return None
+    fast, found, sums = list(state.fast), state.found, state.sums
+    news: list[Reading] = []
+    marks = []
     for process in moved:
         before = state.members[process]
         member = _read(process, before)
         if member is None or member.values.keys() != before.values.keys():
-            return False
+            return None
         if member is before:
             continue
         place, values = state.places[process], member.values
         fast[place : place + len(member.fast)] = member.fast
-        for metric in state.sums:
-            state.sums[metric] += values.get(metric, 0) - before.values.get(metric, 0)
+        news += [now for now, then in zip(member.fast, before.fast, strict=True) if now is not then]
+        for metric in sums:
+            sums[metric] += values.get(metric, 0) - before.values.get(metric, 0)
         state.members[process] = member
         found[process.pid] = state.last[process.label] = values
         marks.append(values.get("hwm_bytes", 0))
     if any(found[p.pid] == found.get(state.members[p].parent) for p in moved):
-        return False
+        return None
     if marks:
-        tree = _tree(state, marks)
-        fast[len(fast) - len(tree) :] = tree
+        last, state.tree = state.tree, _tree(state, marks)
+        fast[len(fast) - len(state.tree) :] = state.tree
         state.fast = fast
-    return True
+        news += [now for now, then in zip(state.tree, last, strict=True) if now is not then]
+    return news if state.tree[0] in news else [*news, state.tree[0]]
 
 
 def _slower(state: _State) -> Iterator[Reading]:
@@ -296,16 +293,27 @@ def _read(process: Process, before: _Member | None) -> _Member | None:
     if "rss_bytes" not in values:
         return None
     entity = f"process:{process.label}"
-    known = {} if before is None else {r.metric: r for r in (*before.fast, *before.slower)}
-    readings = []
-    for metric, value in values.items():  # what is the same stays the same object
-        reading = known.get(metric)
-        if reading is None or reading.value != value:
-            reading = Reading(entity, metric, value)
-        readings.append(reading)
-    fast = [reading for reading in readings if reading.metric in _FAST]
-    slower = [reading for reading in readings if reading.metric not in _FAST]
-    return _Member(text, values, _parent(text), fast, slower)
+    fast, slower = ([], []) if before is None else (before.fast, before.slower)
+    return _Member(
+        text,
+        values,
+        _parent(text),
+        _readings(entity, values, fast, _FAST),
+        _readings(entity, values, slower, _SLOWER),
+    )
+
+
+def _readings(
+    entity: str, values: Values, before: list[Reading], metrics: Sequence[str]
+) -> list[Reading]:
+    """Return readings of these metrics; what is the same stays the same object."""
+    if len(before) == sum(map(values.__contains__, metrics)):
+        return [
+            reading if values[reading[1]] == reading[2] else Reading(entity, reading[1], value)
+            for reading in before
+            for value in (values[reading[1]],)
+        ]
+    return [Reading(entity, metric, values[metric]) for metric in metrics if metric in values]
 
 
 def _parent(status: bytes) -> int:
@@ -325,7 +333,7 @@ def _sums(found: Collection[Values]) -> Values:
 
 
 def _tree(state: _State, marks: Iterable[int]) -> list[Reading]:
-    """Return the tree's readings.
+    """Return the tree's readings, RSS first.
 
     Args:
         state: with its sums.
@@ -334,8 +342,9 @@ def _tree(state: _State, marks: Iterable[int]) -> list[Reading]:
     if not state.found:
         return []
     state.hwm_bytes = max(state.hwm_bytes, state.sums["rss_bytes"], *marks)
-    return [
-        *(Reading("tree", metric, value) for metric, value in state.sums.items()),
-        Reading("tree", "hwm_bytes", state.hwm_bytes),
-        Reading("tree", "processes_count", len(state.found)),
-    ]
+    values = {
+        **state.sums,
+        "hwm_bytes": state.hwm_bytes,
+        "processes_count": len(state.found),
+    }
+    return _readings("tree", values, state.tree, tuple(values))

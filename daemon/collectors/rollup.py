@@ -3,17 +3,19 @@
 smaps_rollup walks the target's page tables with its memory lock held, about 13 ms per GiB: at ten
 readings a second an 8 GiB process lost nine tenths of its speed at mapping memory. So a reading is
 made only when what it is expected to cost has been saved up. Within that a process is asked at an
-interval, and once more where it is no longer what it was: doubled, or grown by a quarter and at
-rest. So the peak of a program that ends before the interval does is missed by half at the most.
+interval (in a large run at AT_REST of them, while its RSS is what it was then), and once more where
+it is no longer what it was: doubled, or grown by a quarter and at rest. So the peak of a program
+that ends before the interval does is missed by half at the most.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 
 from memplan_daemon.clock import NS, Clock
+from memplan_daemon.collectors.base import ALWAYS_IN_FULL
 from memplan_daemon.proc import Process
 
 __all__ = ["Budget", "Rollups"]
@@ -26,6 +28,9 @@ SHARE = 0.005
 
 LONGEST_NS = 60_000_000
 """Most that is saved up: no series of stalls is longer."""
+
+AT_REST = 2
+"""Intervals after which a process of a large run that did not move is asked again."""
 
 FIRST_NS_PER_GIB = 15_000_000
 FIRST_NS = 60_000
@@ -99,8 +104,9 @@ class Rollups:
         """
         known = {members[pid].label: self._of(members[pid]) for pid in rss}
         self._known = known
-        latest = self.clock.monotonic_ns() - round(self.interval_s * NS)
-        due = [pid for pid in rss if _is_due(known[members[pid].label], rss[pid], latest)]
+        now = self.clock.monotonic_ns()
+        latest = now - round(self.interval_s * NS), now - round(self._longest_s(rss) * NS)
+        due = [pid for pid in rss if _is_due(known[members[pid].label], rss[pid], *latest)]
         found = {}
         self.denied = set()
         for pid in sorted(due, key=lambda pid: known[members[pid].label].at_ns):
@@ -122,7 +128,8 @@ class Rollups:
 
     def total(self, members: Mapping[int, Process], pids: Mapping[int, object]) -> dict[str, int]:
         """Return the sums over all processes; {} unless each was read lately."""
-        oldest = self.clock.monotonic_ns() - round(2 * self.interval_s * NS)
+        lately_s = self.interval_s + self._longest_s(pids)
+        oldest = self.clock.monotonic_ns() - round(lately_s * NS)
         known = [self._of(members[pid]) for pid in pids]
         if any(k.values is None or k.at_ns < oldest for k in known):
             return {}
@@ -130,6 +137,10 @@ class Rollups:
             metric: sum((k.values or {})[metric] for k in known)
             for metric in ("pss_bytes", "uss_bytes")
         }
+
+    def _longest_s(self, pids: Sized) -> float:
+        """Return the seconds between two readings of a process that does not move."""
+        return self.interval_s * (AT_REST if len(pids) > ALWAYS_IN_FULL else 1)
 
     def _of(self, member: Process) -> _Known:
         return self._known.get(member.label) or self._known.setdefault(member.label, _Known())
@@ -152,9 +163,10 @@ class Rollups:
             known.cost_ns /= 2
 
 
-def _is_due(known: _Known, rss: int, latest_ns: int) -> bool:
+def _is_due(known: _Known, rss: int, latest_ns: int, latest_at_rest_ns: int) -> bool:
     """Tell whether a process is to be asked: for long it was not, or it has grown by much."""
-    if known.at_ns <= latest_ns:
+    unmoved = known.values is not None and rss == known.rss_bytes
+    if known.at_ns <= (latest_at_rest_ns if unmoved else latest_ns):
         return True
     if known.values is None:
         return False

@@ -7,7 +7,15 @@ import random
 from dataclasses import replace
 
 import pytest
-from memplan_daemon.collectors.base import ALWAYS_IN_FULL, HOST, Event, Gap, Reading, Watch
+from memplan_daemon.collectors.base import (
+    ALWAYS_IN_FULL,
+    HOST,
+    Event,
+    Gap,
+    Reading,
+    Steady,
+    Watch,
+)
 from memplan_daemon.collectors.cgroup import CgroupCollector
 from memplan_daemon.collectors.host import HostCollector
 from memplan_daemon.collectors.process import (
@@ -17,6 +25,7 @@ from memplan_daemon.collectors.process import (
 )
 from memplan_daemon.collectors.rollup import LONGEST_NS, PSS_LARGEST_BYTES, SHARE
 from memplan_daemon.proc import Process
+from memplan_daemon.pulse import Pulse
 
 from memplan.testing import ManualClock
 
@@ -27,13 +36,21 @@ def members(proc, *pids):
     return {pid: proc.hold(pid) for pid in pids}
 
 
-def read(collector, watch):
+def collect(collector, watch):
     found = collector.collect(watch)
+    return found.found if isinstance(found, Steady) else list(found)
+
+
+def values(found):
     return {(r.entity, r.metric): r.value for r in found if isinstance(r, Reading)}
 
 
+def read(collector, watch):
+    return values(collect(collector, watch))
+
+
 def others(collector, watch, kind):
-    return [item for item in collector.collect(watch) if isinstance(item, kind)]
+    return [item for item in collect(collector, watch) if isinstance(item, kind)]
 
 
 def watch(proc, *pids, tick=0):
@@ -89,11 +106,15 @@ def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
     for pid in pids:
         proc.add(pid, rss=1000, hwm=1000)
         proc.write(f"{pid}/statm", "1 250 0 0 0 0 0\n")
-    collector = ProcessCollector(ManualClock())
+    collector, pulse = ProcessCollector(ManualClock()), Pulse()
     held = members(proc, *pids)
 
     def tick(number, *due):
-        asked = Watch(run_id="r-1", pid=10, members=held, tick=number, due=frozenset(due))
+        pulse.read({"r-1": held})
+        moved = pulse.moved.get("r-1", ())
+        asked = Watch(
+            run_id="r-1", pid=10, members=held, moved=moved, tick=number, due=frozenset(due)
+        )
         return read(collector, asked)
 
     tick(0, "medium", "still")
@@ -110,11 +131,18 @@ def test_in_a_large_tree_a_fast_tick_reads_in_full_what_moved(proc):
     assert tick(3, "medium", "still")["process:10", "hwm_bytes"] == 9000 * KIB
 
 
+def check_news(known, news, found):
+    """All that is new is told, and of processes nothing else."""
+    assert known | news == found
+    assert not [key for key, n in news.items() if key[0] != "tree" and known[key] == n]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_carried_on_from_tick_to_tick_is_what_is_read_at_once(proc, seed):
     """Processes move, come, go, and live in their parents' memory for a while."""
-    dice, collector = random.Random(seed), ProcessCollector(ManualClock())
-    there = {}
+    dice, collector, pulse = random.Random(seed), ProcessCollector(ManualClock()), Pulse()
+    there, held, known = {}, {}, {}
+    fast = ("rss_bytes", "rss_anon_bytes")
 
     def move(pid, rss, parent=1):
         there[pid] = rss
@@ -142,14 +170,20 @@ def test_what_is_carried_on_from_tick_to_tick_is_what_is_read_at_once(proc, seed
             elif what == "share":
                 move(second, there[first], parent=first)
         due = frozenset(("still", "medium") if tick % 7 == 0 else ())
-        held = members(proc, *sorted(there))
-        asked = Watch(run_id="r-1", pid=10, members=held, tick=tick, due=due)
-        found = read(collector, asked)
+        held = held if held.keys() == there.keys() else members(proc, *sorted(there))
+        pulse.read({"r-1": held})
+        moved = pulse.moved.get("r-1", ())
+        asked = Watch(run_id="r-1", pid=10, members=held, moved=moved, tick=tick, due=due)
+        answer = collector.collect(asked)
+        found = values(answer.found if isinstance(answer, Steady) else answer)
+        if isinstance(answer, Steady):
+            check_news(known, values(answer.news), found)
+        known = {key: n for key, n in found.items() if key[1] in fast or key[0] == "tree"}
         once = read(ProcessCollector(ManualClock()), replace(asked, due=frozenset()))
         del once["tree", "hwm_bytes"]
         assert {key: found.get(key) for key in once} == once
-        living = {key for key in found if key[1] in {"rss_bytes", "rss_anon_bytes"}}
-        assert living == {key for key in once if key[1] in {"rss_bytes", "rss_anon_bytes"}}
+        living = {key for key in found if key[1] in fast}
+        assert living == {key for key in once if key[1] in fast}
 
 
 def test_the_mark_of_one_process_is_exact_between_samples(proc):

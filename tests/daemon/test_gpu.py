@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors import child
-from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
+from memplan_daemon.collectors.base import Event, Gap, Reading, Steady, Watch
 from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
 from memplan_daemon.probe.fields import Device, Heard, Listing, Told
 from memplan_daemon.proc import Process
 
-from memplan.testing import FakeGpu, Fault
+from memplan.testing import FakeGpu, Fault, ManualClock
 
 FULL = {
     "util": 37,
@@ -49,7 +49,9 @@ class Gpus:
         watch = Watch(
             run_id=run_id, pid=pids[0] if pids else None, members=members, tick=self.ticks
         )
-        return [item for item in self.collector.collect(watch) if isinstance(item, kind)]
+        found = self.collector.collect(watch)
+        found = found.found if isinstance(found, Steady) else found
+        return [item for item in found if isinstance(item, kind)]
 
     def host(self):
         self.ticks += 1
@@ -136,6 +138,53 @@ def test_a_tree_uses_what_its_processes_use_once(gpus, nvml):
     }
     assert gpus.run(12) == {}
     assert gpus.collector.pids() == {10, 11, 99}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_run_has_is_carried_on_from_tick_to_tick(seed, monkeypatch):
+    """Bytes change, processes come and go, devices are lost, numbers are missing for a while."""
+    dice, collector = random.Random(seed), GpuCollector(ManualClock(), problem=lambda: "")
+    lists = {f"GPU-{i}": {pid: 100 + pid for pid in range(10 + i, 60, 4)} for i in range(4)}
+    lost = set()
+
+    def answer(groups, wait_s):
+        empty = {"name": "fake", "missing": {}, "values": {}}
+        entries = [
+            {"uuid": u, "state": "lost", "processes": None, **empty}
+            if u in lost
+            else {"uuid": u, "state": "ok", "processes": dict(known), **empty}
+            for u, known in lists.items()
+        ]
+        return {"state": "ok", "driver": "1", "gpus": entries, "events": []}
+
+    monkeypatch.setattr(collector.probe, "exchange", answer)
+    runs = {f"r-{n}": {p: Process(p, "/nowhere", None) for p in range(n, 60, 3)} for n in range(3)}
+    before, steady = {run: {} for run in runs}, 0
+    for tick in range(80):
+        uuid = dice.choice(sorted(lists))
+        what = dice.choice(["move"] * 5 + ["none", "come", "go", "lose", "nothing", "join"])
+        if what in {"move", "none"}:
+            pids = dice.sample(sorted(lists[uuid]), 2)
+            lists[uuid] |= dict.fromkeys(pids, None if what == "none" else dice.randrange(99))
+        elif what == "come":
+            lists[uuid][dice.randrange(100)] = 7
+        elif what == "go":
+            del lists[uuid][dice.choice(sorted(lists[uuid]))]
+        elif what == "lose":
+            lost ^= {uuid}
+        elif what == "join":
+            runs["r-0"] = runs["r-0"] | {dice.randrange(61, 70): Process(61, "/nowhere", None)}
+        for run_id, members in runs.items():
+            watch = Watch(run_id=run_id, pid=1, members=members, tick=tick)
+            found, news = collector.collect(watch)
+            assert found == collector._put_together(watch).found
+            readings = {item[:2]: item[2] for item in found if isinstance(item, Reading)}
+            assert set(news) <= {item for item in found if isinstance(item, Reading)}
+            told = before[run_id] | {item[:2]: item[2] for item in news}
+            assert readings.items() <= told.items(), "all that is new is told"
+            before[run_id] = told
+            steady += len(news) < len(readings) // 2
+    assert steady > 80, "most ticks tell little"
 
 
 def test_a_process_without_a_number_is_a_gap_and_no_zero(gpus, nvml):

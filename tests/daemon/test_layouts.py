@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memplan_daemon.collectors.base import Event, Gap, Reading
+from memplan_daemon.collectors.base import Event, Gap, Reading, Steady
 from memplan_daemon.layouts import _MOST_LAYOUTS, Layouts
 
 from memplan.store.batch import SMALL, Instants
@@ -55,6 +55,31 @@ def test_a_thin_tick_stores_of_single_processes_what_is_not_stored_already():
     assert stored(10, rss(1, 5), rss(2, 5)) == [TREE, rss(2, 5)], "one that was gone meanwhile"
 
 
+def test_what_a_collector_tells_to_be_new_is_stored_without_another_look():
+    """In a full tick all of it; and what was stored by its word is not stored once more."""
+    layouts = Layouts()
+    first, second = (Reading(f"process:{n}", "rss_bytes", 5) for n in range(2))
+    moved, gap = first._replace(value=6), Gap("process:1", "pss_bytes", "no-permission")
+
+    def stored(tick, group):
+        samples, events = layouts.sort_out("r", tick, [group], thin=tick > 1)
+        assert not events
+        return [(s.series.entity, s.series.metric, s.value) for s in Instants(samples)]
+
+    assert stored(1, Steady([first, second, TREE, gap], [TREE])) == [
+        first,
+        second,
+        TREE,
+    ]
+    assert stored(2, Steady([moved, second, TREE], [moved, TREE])) == [moved, TREE]
+    assert stored(3, [moved, second, TREE]) == [TREE]
+    assert stored(4, Steady([first, second, TREE], [first, TREE])) == [first, TREE]
+    assert stored(5, [first, second, TREE]) == [TREE], "as at first, and stored anew in between"
+    assert stored(6, [moved, second, TREE]) == [moved, TREE]
+    layouts = Layouts()
+    assert stored(7, Steady([first, second], [])) == [first, second], "nothing is stored before"
+
+
 def test_one_that_moves_as_another_takes_the_place_of_a_third_is_stored():
     """As many readings as before, but not of the same processes."""
     layouts = Layouts()
@@ -98,8 +123,6 @@ def test_sets_of_series_are_bounded():
     layouts = Layouts()
     for number in range(5 * _MOST_LAYOUTS):
         layouts.sort_out("r", number, [many(f"m{number}_bytes", 1)])
-    assert len(layouts._layouts["r"]) <= _MOST_LAYOUTS
+    assert len(layouts._runs["r"].layouts) <= _MOST_LAYOUTS
     layouts.forget("r")
-    assert not layouts._layouts
-    assert not layouts._series
-    assert not layouts._known
+    assert not layouts._runs

@@ -257,7 +257,7 @@ def test_a_watch_ends_with_its_tree(clock, writer, proc):
     }
     sampler.tick()
     assert len(writer.batches) == 2
-    assert sampler._layouts._series.keys() <= {None}
+    assert sampler._layouts._runs.keys() <= {None}
 
 
 def test_a_process_that_is_not_there_cannot_be_watched(clock, writer, proc):

@@ -78,6 +78,50 @@ def test_each_kind_of_rule_chooses_its_processes(world, rule, runs):
     assert world.groups() == runs
 
 
+def test_a_new_process_on_a_gpu_is_listed_before_it_is_given_to_a_run(world):
+    """A child belongs to its parent's run, also when the last listing did not know it."""
+    world.sampler._table._shortest_ns = 3600 * 10**9
+    chosen = {20}
+    world.watches._gpu_pids = lambda uuid: chosen
+    world.follow("gpu:all")
+    listings = world.sampler._table.number
+    world.proc.add(21, 20, rss=5)
+    chosen = {20, 21}
+    world.tick()
+    world.tick()
+    assert world.groups() == [[20, 21]]
+    assert world.sampler._table.number == listings + 1
+    chosen = {20, 21, 999}
+    for _ in range(5):
+        world.tick()
+    assert world.sampler._table.number == listings + 2, "one that is nowhere is looked for once"
+    chosen = {20}
+    world.tick()
+    assert world.groups() == [[20]]
+    assert world.sampler._table.number == listings + 2, "to leave needs no listing"
+
+
+def test_processes_are_listed_rarely_where_gpus_alone_choose_them(world):
+    """As soon as another rule is there, or a tree is followed, it is not so."""
+    world.sampler._table._shortest_ns = 5 * 10**9
+
+    def listings(seconds):
+        before = world.sampler._table.number
+        for _ in range(seconds):
+            world.tick()
+        return world.sampler._table.number - before
+
+    world.gpu = {20: "GPU-b"}
+    world.follow("gpu:all")
+    assert listings(30) == 2
+    world.watches.add(parse_rule("name:sh"))
+    assert listings(30) in {6, 7}
+    world.watches.remove("name:sh")
+    assert listings(30) in {2, 3}
+    world.sampler.watch(10, "r-tree")
+    assert listings(30) in {6, 7}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,0 +1,122 @@
+"""Who of all watched processes has other memory than a tick ago: one look at each, all in a row."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from operator import eq
+
+from memplan_daemon.proc import Process
+
+__all__ = ["REST_TICKS", "Pulse"]
+
+_STATM_BYTES = 256
+
+REST_TICKS = 60
+"""Ticks without a move after which a process is looked at in every other tick, until it moves."""
+
+Runs = Mapping[str, Mapping[int, Process]]
+"""Run -> its processes by id: another mapping as soon as anything in it is another."""
+
+
+class Pulse:
+    """Reads the statm file of each process, which is what the kernel makes in the least time.
+
+    While it says the same, so does all that a process's status file says of memory, but for marks
+    and swap. Most processes of a large run (loaders, helpers, who waits for work) do not move for
+    hours: they take turns.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        self.moved: dict[str, list[Process]] = {}
+        """Run -> who says something else in the last `read` than before, was not there before, or
+        says nothing."""
+        self.faint: list[tuple[str, int]] = []
+        """(run, process id) of those without memory: they have ended, or are about to."""
+        self._runs: Runs = {}
+        self._tick = 0
+        self._moved_at: dict[Process, int] = {}
+        self._rows = [_Row([], {}) for _ in range(3)]  # awake, resting, resting
+
+    def read(self, runs: Runs) -> None:
+        """Look at the processes of these runs: at all that moved lately, and half of the others."""
+        if not self._are(runs) or self._tick % REST_TICKS == 0:
+            self._line_up(runs)
+        self._tick += 1
+        self.moved, self.faint = {}, []
+        awake, *resting = self._rows
+        woken = self._take(awake) + self._take(resting[self._tick % 2])
+        if any(self._tick - tick > REST_TICKS for tick in woken):
+            self._line_up(runs)
+
+    def _take(self, row: _Row) -> list[int]:
+        """Look at a row; return when those that have moved had moved before."""
+        before = []
+        for run_id, process, said, same in row.look():
+            if not same:
+                self.moved.setdefault(run_id, []).append(process)
+                before.append(self._moved_at[process])
+                self._moved_at[process] = self._tick
+            if said is None or said.startswith(b"0 "):
+                self.faint.append((run_id, process.pid))
+        return before
+
+    def _are(self, runs: Runs) -> bool:
+        """Tell whether these are the runs of the last time, with the same processes."""
+        known = self._runs
+        return len(runs) == len(known) and all(known.get(run) is runs[run] for run in runs)
+
+    def _line_up(self, runs: Runs) -> None:
+        """Put everybody into a row: who moved lately, and in turns who did not."""
+        said = {process: one for row in self._rows for process, one in row.said()}
+        last = self._moved_at
+        self._runs, self._moved_at = dict(runs), {}
+        rows: list[list[tuple[str, Process]]] = [[], [], []]
+        for run_id, members in runs.items():
+            for process in members.values():
+                moved_at = self._moved_at[process] = last.get(process, self._tick)
+                rests = self._tick - moved_at >= REST_TICKS
+                rows[1 + process.pid % 2 if rests else 0].append((run_id, process))
+        self._rows = [_Row(row, said) for row in rows]
+
+
+class _Row:
+    """Processes that are looked at in one go."""
+
+    def __init__(
+        self, those: list[tuple[str, Process]], said: Mapping[Process, bytes | None]
+    ) -> None:
+        self._those = those
+        self._said = [said.get(process) for _, process in those]
+        self._any_faint = True
+        self._descriptors: list[int] | None = None
+        with contextlib.suppress(OSError):  # one is gone
+            kept = [process.keep("statm") for _, process in those]
+            if None not in kept:
+                self._descriptors = kept  # type: ignore[assignment]
+
+    def said(self) -> Iterator[tuple[Process, bytes | None]]:
+        """Yield each process with what it said last."""
+        for (_, process), said in zip(self._those, self._said, strict=True):
+            yield process, said
+
+    def look(self) -> Iterator[tuple[str, Process, bytes | None, bool]]:
+        """Yield (run, process, what it says, is that what it said) of those worth a thought."""
+        before, self._said = self._said, self._read()
+        if self._said == before and not self._any_faint:
+            return
+        self._any_faint = False
+        for i, same in enumerate(map(eq, self._said, before)):
+            said = self._said[i]
+            faint = said is None or said.startswith(b"0 ")
+            if faint or not same:
+                self._any_faint |= faint
+                yield *self._those[i], said, same and said is not None
+
+    def _read(self) -> list[bytes | None]:
+        if self._descriptors is not None:
+            with contextlib.suppress(OSError):  # one is gone
+                return [os.pread(one, _STATM_BYTES, 0) or None for one in self._descriptors]
+        return [process.statm() for _, process in self._those]
