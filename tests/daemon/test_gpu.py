@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
+import socket
+import subprocess
 import time
 from dataclasses import replace
 
@@ -501,6 +504,55 @@ def test_after_a_slow_start_readings_are_of_their_own_tick(gpus, nvml):
         nvml.gpus[0].used = used
         nvml.write()
         assert gpus.host()["gpu:GPU-a", "used_bytes"] == used
+
+
+@pytest.fixture
+def spoken():
+    """A probe whose child says what the test writes."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
+    poll = select.poll()
+    poll.register(ours, select.POLLIN)
+    probe = child.Probe("nvml", SystemClock())
+    probe._child = child._Child(subprocess.Popen(["sleep", "60"]), ours, poll)
+    yield probe, theirs
+    probe.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"nonsense",
+        b"\xff",
+        b"{}",
+        b"[1]",
+        b"[" * 100_000,
+        b'{"id": 2, "gpus": [], "took_ns": 1}',
+        b'{"id": 1, "gpus": 5, "took_ns": 1}',
+        b'{"id": 1, "gpus": [{}], "took_ns": 1}',
+        b'{"id": 1, "gpus": [], "took_ns": "x"}',
+    ],
+)
+def test_a_child_that_answers_nonsense_is_thrown_away(spoken, line):
+    """The tick goes on without its answer."""
+    probe, peer = spoken
+    peer.sendall(line + b"\n")
+    assert probe.exchange(["fast"], 5.0) is None
+    assert (probe.pid, probe.restarts) == (None, 1)
+
+
+def test_an_answer_that_comes_in_pieces_is_taken_when_it_is_whole(spoken):
+    """Without a wait for the rest; what comes after it belongs to the next question."""
+    probe, peer = spoken
+    line = b'{"id": 1, "gpus": [], "took_ns": 1}\n'
+    peer.sendall(line[:10])
+    assert probe.exchange(["fast"], 0.01) is None
+    peer.sendall(line[10:] + line.replace(b"1", b"2", 1))
+    assert probe.exchange(["fast"], 5.0)["id"] == 1
+    assert probe.exchange(["fast"], 5.0)["id"] == 2
+    assert probe.restarts == 0
 
 
 def test_amd_devices_are_read_by_their_own_library(tmp_path, monkeypatch):
