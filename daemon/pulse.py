@@ -16,6 +16,9 @@ _STATM_BYTES = 256
 REST_TICKS = 60
 """Ticks without a move after which a process is looked at in every other tick, until it moves."""
 
+_LINE_UP_TICKS = 20
+"""Ticks after which it is looked up who rests by now."""
+
 Runs = Mapping[str, Mapping[int, Process]]
 """Run -> its processes by id: another mapping as soon as anything in it is another."""
 
@@ -42,7 +45,7 @@ class Pulse:
 
     def read(self, runs: Runs) -> None:
         """Look at the processes of these runs: at all that moved lately, and half of the others."""
-        if not self._are(runs) or self._tick % REST_TICKS == 0:
+        if not self._are(runs) or self._tick % _LINE_UP_TICKS == 0:
             self._line_up(runs)
         self._tick += 1
         self.moved, self.faint = {}, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from memplan_daemon.collectors.base import Event, Reading, Watch
@@ -118,6 +119,7 @@ class _Group:
         ]
 
 
+@lru_cache(maxsize=256)
 def _place(data: bytes) -> tuple[_Files, str] | None:
     """Return version and path from /proc/PID/cgroup: a version 1 memory controller comes first."""
     unified = None
