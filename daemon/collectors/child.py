@@ -10,12 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from memplan_daemon.clock import NS, Clock
-from memplan_daemon.probe.fields import Entry, whole
+from memplan_daemon.probe.fields import Heard
 
 __all__ = ["DEADLINE_S", "Probe", "cpu_ns"]
 
@@ -36,7 +35,10 @@ LAST_RETRY_S = 60.0
 MOST_ABANDONED = 3
 """Killed children that have not died (stuck in the driver) before no new one is started."""
 
+_decode = json.JSONDecoder().raw_decode
 _LARGEST_ANSWER = 8 * 1024**2
+_CHUNK = 2**16
+"""Bytes taken at once; the C library maps and unmaps memory for each piece twice as large."""
 
 
 @dataclass(slots=True)
@@ -45,12 +47,13 @@ class _Child:
 
     process: subprocess.Popen[bytes]
     peer: socket.socket
-    data: bytearray
+    poll: select.poll
+    """Waits for `peer`; select() cannot take a descriptor above 1023."""
+    data: bytearray = field(default_factory=bytearray)
     asked_ns: int | None = None
     groups: tuple[str, ...] = ()
     answered: bool = False
-    last: dict[tuple[str, ...], Sequence[Entry]] = field(default_factory=dict)
-    """The devices of the last answer, by what was asked."""
+    heard: Heard = field(default_factory=Heard)
 
 
 class Probe:
@@ -179,7 +182,9 @@ class Probe:
         finally:
             theirs.close()
         ours.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-        self._child = _Child(process, ours, bytearray())
+        poll = select.poll()
+        poll.register(ours, select.POLLIN)
+        self._child = _Child(process, ours, poll)
         return True
 
     def _answer(self, wait_s: float) -> dict[str, Any] | None:
@@ -188,10 +193,10 @@ class Probe:
             return None
         end = self._clock.monotonic_ns() + round(wait_s * NS)
         while b"\n" not in child.data:
-            if not _readable(child.peer, max(end - self._clock.monotonic_ns(), 0) / NS):
+            if not child.poll.poll(max(end - self._clock.monotonic_ns(), 0) / NS * 1000):
                 return None
             try:
-                data = child.peer.recv(1 << 18)
+                data = child.peer.recv(_CHUNK)
             except OSError:
                 data = b""
             child.data += data
@@ -201,14 +206,15 @@ class Probe:
         return self._parse(child)
 
     def _parse(self, child: _Child) -> dict[str, Any] | None:
-        line, _, rest = bytes(child.data).partition(b"\n")
-        child.data, child.asked_ns = bytearray(rest), None
+        line, _, child.data = child.data.partition(b"\n")
+        child.asked_ns = None
+        answer: dict[str, Any]
         try:
-            answer = json.loads(line)
+            answer, _ = _decode(line.decode())
             usable = answer["id"] == self._number and isinstance(answer["gpus"], list)
-            answer["gpus"] = whole(child.last.get(child.groups, ()), answer["gpus"])
+            answer["gpus"] = child.heard.whole(child.groups, answer["gpus"])
             took_s = answer["took_ns"] / NS
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             usable, took_s = False, 0.0
         if not usable:
             self.stop()
@@ -216,8 +222,7 @@ class Probe:
         if child.answered:  # the first answer has the driver's own start in it
             self._usual_s = max(took_s, self._usual_s * 0.9)
         self.late, self._pause_s, child.answered = False, 0.0, True
-        child.last[child.groups] = answer["gpus"]
-        return dict(answer)
+        return answer
 
     def _missed_deadline(self) -> bool:
         child = self._child
@@ -236,12 +241,6 @@ class Probe:
 
     def _reap(self) -> None:
         self._abandoned = [process for process in self._abandoned if process.poll() is None]
-
-
-def _readable(peer: socket.socket, wait_s: float) -> bool:
-    poll = select.poll()  # select() cannot take a descriptor above 1023
-    poll.register(peer, select.POLLIN)
-    return bool(poll.poll(wait_s * 1000))
 
 
 def cpu_ns(pid: int) -> int | None:

@@ -215,7 +215,7 @@ class GpuCollector:
         gpu.missing = entry["missing"]
         if entry["state"] == "ok":
             self._fresh = (*self._fresh, uuid)
-        processes = dict(entry["processes"] or ())
+        processes = entry["processes"] or {}
         if processes != gpu.processes:  # the same object as long as it says the same
             self._note_moved(uuid, gpu.processes, processes)
             gpu.processes = processes

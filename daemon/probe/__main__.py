@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sys
 import time
 from typing import Any
 
-from memplan_daemon.probe.fields import Entry, news
+from memplan_daemon.probe.fields import Told
 
 __all__ = ["main"]
 
@@ -37,18 +36,17 @@ def main(name: str, descriptor: int) -> None:
         descriptor: our end of a stream socket.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the daemon's to handle
-    backend = _backend(name)
-    last: dict[frozenset[str], list[Entry]] = {}
-    with socket.socket(fileno=descriptor) as peer, peer.makefile("rwb") as stream:
-        for line in stream:
-            request = json.loads(line)
+    backend, told = _backend(name), Told()
+    decode, encode = json.JSONDecoder().raw_decode, json.JSONEncoder(separators=(",", ":")).encode
+    with open(descriptor, "rb") as questions, open(descriptor, "wb", closefd=False) as answers:
+        for line in questions:
+            request, _ = decode(line.decode())
             groups, begun_ns = frozenset(request["groups"]), time.monotonic_ns()
             reply = {"id": request["id"], **backend.read(groups)}
             reply["took_ns"] = time.monotonic_ns() - begun_ns
-            before, last[groups] = last.get(groups, []), reply["gpus"]
-            reply["gpus"] = news(before, reply["gpus"])
-            stream.write(json.dumps(reply, separators=(",", ":")).encode() + b"\n")
-            stream.flush()
+            reply["gpus"] = told.news(groups, reply["gpus"])
+            answers.write(encode(reply).encode() + b"\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

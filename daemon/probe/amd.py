@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from memplan_daemon.probe.fields import Device, reply
+from memplan_daemon.probe.fields import Device, Listing, reply
 
 __all__ = ["AmdBackend"]
 
@@ -34,6 +33,7 @@ class AmdBackend:
         """Begin closed; the module is loaded at the first request."""
         self._smi: Any = None
         self._devices: list[tuple[Any, str, str]] = []
+        self._lists: dict[str, Listing] = {}
 
     def read(self, groups: frozenset[str]) -> dict[str, Any]:
         """Return one answer."""
@@ -49,7 +49,7 @@ class AmdBackend:
         except self._smi.AmdSmiException as error:
             self._devices = []
             return reply("failed", reason=str(error))
-        return reply("ok" if devices else "absent", devices=devices, events=[])
+        return reply("ok" if devices else "absent", devices=devices)
 
     def _named(self, handle: Any) -> tuple[Any, str, str]:
         name = str(self._smi.amdsmi_get_gpu_asic_info(handle).get("market_name", "AMD GPU"))
@@ -81,7 +81,7 @@ class AmdBackend:
                 "temperature_celsius": lambda: smi.amdsmi_get_temp_metric(handle, kind, now),
             }
         for metric, read in reads.items():
-            device.attempt(metric, partial(_read, read), self._reason)
+            device.attempt(metric, self._reason, _read, read)
         if {"total_bytes", "used_bytes"} <= device.values.keys():
             device.take("free_bytes", device.values["total_bytes"] - device.values["used_bytes"])
         return device
@@ -99,12 +99,13 @@ class AmdBackend:
         except self._smi.AmdSmiException as error:
             device.missing["compute_processes"] = self._reason(error)
             return
-        found = []
+        found: dict[int, int | None] = {}
         for entry in entries:
             info = (
                 entry
                 if isinstance(entry, dict)
                 else self._smi.amdsmi_get_gpu_process_info(handle, entry)
             )
-            found.append((int(info["pid"]), _number(info.get("memory_usage", {}).get("vram_mem"))))
-        device.processes = found
+            found[int(info["pid"])] = _number(info.get("memory_usage", {}).get("vram_mem"))
+        device.processes = self._lists.setdefault(device.uuid, Listing())
+        device.processes.replace(found)

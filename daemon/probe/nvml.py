@@ -4,77 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-from memplan_daemon.probe.fields import Device, reply
+from memplan_daemon.probe.fields import reply
+from memplan_daemon.probe.nvml_device import Library, NvmlDevice, StaleError, reason
 
 __all__ = ["NvmlBackend"]
-
-_NOT_AVAILABLE = 2**64 - 1
-"""NVML's own mark for "no number", as on Windows, WSL and some MIG set-ups."""
-
-_STATES = {
-    "NVMLError_NotSupported": "not-supported",
-    "NVMLError_FunctionNotFound": "not-supported",
-    "NVMLError_ArgumentVersionMismatch": "not-supported",
-    "NVMLError_NotFound": "not-supported",
-    "NVMLError_NoPermission": "no-permission",
-    "NVMLError_GpuIsLost": "lost",
-    "NVMLError_ResetRequired": "lost",
-}
-
-_RESTART = (
-    "NVMLError_Uninitialized",
-    "NVMLError_InvalidArgument",
-    "NVMLError_DriverNotLoaded",
-    "NVMLError_LibRmVersionMismatch",
-    "NVMLError_Unknown",
-)
-"""Answers after which only a new start of NVML helps (handles die with the driver)."""
 
 _ABSENT = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
 _MOST_MIG = 16
 _MOST_EVENTS = 100
 _EVENT_KINDS = {1: "ecc_single", 2: "ecc_double", 8: "xid"}
-_NVLINK_TX, _NVLINK_RX = 138, 139
-"""NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX and _RX, KiB since the driver was loaded."""
-_ALL_LINKS = 2**32 - 1
-_INSUFFICIENT_SIZE, _FUNCTION_NOT_FOUND = 7, 13
-_PROCESS = struct.Struct("@IQII")
-"""nvmlProcessInfo_v2_t: process id, bytes, and the two numbers of a MIG device."""
-_TRIES = 3
-_ROOM = 128
-"""Processes that a list is expected to hold at the most; it grows."""
-
+_TIMEOUT = 10
 
 _Entry = tuple[Any, str, str, str | None]
 """(handle, UUID, product name, UUID of the GPU that it is a part of)."""
 
-_Raw = list[bytes | None]
-"""The driver's own process lists of a device; None for one that there is not."""
-
-_Listed = tuple[_Raw, list[tuple[int, int | None]] | None]
-"""A device's lists, and what they mean."""
-
-
-class _StaleError(Exception):
-    """Every handle is invalid: start anew."""
-
 
 def _name(error: Exception) -> str:
     return type(error).__name__
-
-
-def _reason(error: Exception) -> str:
-    if _name(error) in _RESTART:
-        raise _StaleError(str(error)) from error
-    if not _name(error).startswith("NVMLError"):
-        raise error
-    return _STATES.get(_name(error), "failed")
 
 
 def _text(value: str | bytes) -> str:
@@ -94,13 +44,15 @@ class NvmlBackend:
         import pynvml
 
         self._nvml: Any = pynvml
-        self._handles: list[_Entry] = []
+        self._library = Library(pynvml)
+        self._devices: list[NvmlDevice] = []
         self._started = False
         self._driver = ""
         self._events: Any = None
+        self._event = pynvml.c_nvmlEventData_t()
+        self._next_event: Any = None
+        """Takes the next event into `_event`, without a wait; made with the set of events."""
         self._counted = 0
-        self._room = ctypes.create_string_buffer(_ROOM * _PROCESS.size)
-        self._listed: dict[str, _Listed] = {}
 
     def read(self, groups: frozenset[str]) -> dict[str, Any]:
         """Return one answer; a driver that was loaded anew is opened anew, once."""
@@ -110,11 +62,9 @@ class NvmlBackend:
                     self._start()
                 if "medium" in groups and self._changed():
                     self._list()
-                devices = tuple(self._device(*entry, groups) for entry in self._handles)
-                return reply(
-                    "ok", driver=self._driver, devices=devices, events=list(self._new_events())
-                )
-            except _StaleError as stale:
+                devices, events = [d.read(groups) for d in self._devices], [*self._new_events()]
+                return reply("ok", driver=self._driver, devices=devices, events=events)
+            except StaleError as stale:
                 problem, absent = str(stale), False
                 self._stop()
             except self._nvml.NVMLError as error:
@@ -130,7 +80,7 @@ class NvmlBackend:
         self._list()
 
     def _stop(self) -> None:
-        self._events, self._handles = None, []
+        self._events, self._devices = None, []
         if self._started:
             self._started = False
             with contextlib.suppress(self._nvml.NVMLError):  # the driver that took it is gone
@@ -147,11 +97,10 @@ class NvmlBackend:
                 uuid = _text(nvml.nvmlDeviceGetUUID(handle))
                 found.append((handle, uuid, _text(nvml.nvmlDeviceGetName(handle)), None))
             except nvml.NVMLError as error:
-                _reason(error)
+                reason(error)
                 continue
             found += self._mig(handle, uuid)
-        self._handles = found
-        self._listed = {}
+        self._devices = [NvmlDevice(self._library, *entry) for entry in found]
         self._listen()
 
     def _mig(self, handle: Any, parent: str) -> Iterator[_Entry]:
@@ -162,131 +111,26 @@ class NvmlBackend:
                 uuid = _text(nvml.nvmlDeviceGetUUID(part))
                 yield part, uuid, _text(nvml.nvmlDeviceGetName(part)), parent
             except nvml.NVMLError as error:
-                if _reason(error) != "not-supported":  # NotFound: an empty place
+                if reason(error) != "not-supported":  # NotFound: an empty place
                     return
 
     def _mig_mode(self, handle: Any) -> int:
         try:
             return int(self._nvml.nvmlDeviceGetMigMode(handle)[0])
         except self._nvml.NVMLError as error:
-            _reason(error)
+            reason(error)
             return 0
 
     def _changed(self) -> bool:
         """Tell whether there are other devices or partitions than those that were listed."""
         if self._nvml.nvmlDeviceGetCount() != self._counted:
             return True
-        for handle, uuid, _, parent in self._handles:
-            if parent is None:
-                now = {entry[1] for entry in self._mig(handle, uuid)}
-                if now != {entry[1] for entry in self._handles if entry[3] == uuid}:
+        for device in self._devices:
+            if device.parent is None:
+                now = {uuid for _, uuid, _, _ in self._mig(device.handle, device.uuid)}
+                if now != {part.uuid for part in self._devices if part.parent == device.uuid}:
                     return True
         return False
-
-    def _device(
-        self, handle: Any, uuid: str, name: str, parent: str | None, groups: frozenset[str]
-    ) -> Device:
-        device = Device(uuid=uuid, name=name, parent=parent)
-        if "fast" in groups:
-            self._memory(device, handle)
-            if device.state == "lost":
-                return device
-            self._processes(device, handle)
-            rates = self._nvml.nvmlDeviceGetUtilizationRates
-            device.attempt("utilization_percent", lambda: rates(handle).gpu, _reason)
-        if "medium" in groups:
-            self._medium(device, handle)
-        if "rare" in groups:
-            self._rare(device, handle)
-        return device
-
-    def _memory(self, device: Device, handle: Any) -> None:
-        nvml = self._nvml
-        try:
-            try:
-                info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-            except nvml.NVMLError as error:
-                if _reason(error) != "not-supported":
-                    raise
-                info = nvml.nvmlDeviceGetMemoryInfo(handle)  # older drivers: no reserved bytes
-        except nvml.NVMLError as error:
-            device.missing["used_bytes"] = state = _reason(error)
-            device.state = "lost" if state == "lost" else "ok"
-            return
-        for key in ("total", "used", "free", "reserved"):
-            value = getattr(info, key, None)
-            device.take(f"{key}_bytes", None if value == _NOT_AVAILABLE else value)
-
-    def _processes(self, device: Device, handle: Any) -> None:
-        """Add (pid, bytes); lists that are as they were in the last tick are not read again."""
-        raw: _Raw = []
-        for kind in ("Compute", "Graphics"):
-            try:
-                raw.append(self._process_list(kind, handle))
-            except self._nvml.NVMLError as error:
-                device.missing[f"{kind.lower()}_processes"] = _reason(error)
-                raw.append(None)
-        known = self._listed.get(device.uuid)
-        if known is None or known[0] != raw:
-            known = self._listed[device.uuid] = (raw, _merged(raw))
-        device.processes = known[1]
-
-    def _process_list(self, kind: str, handle: Any) -> bytes:
-        """Return a list as the driver writes it: pynvml makes an object of each field of it.
-
-        The room that is kept for it makes the call superfluous that asks for the size.
-        """
-        nvml = self._nvml
-        try:
-            call = getattr(nvml.nvmlLib, f"nvmlDeviceGet{kind}RunningProcesses_v3")
-        except AttributeError as error:
-            raise nvml.NVMLError(_FUNCTION_NOT_FOUND) from error
-        code, count = _INSUFFICIENT_SIZE, ctypes.c_uint()
-        for _ in range(_TRIES):
-            count.value = room = len(self._room) // _PROCESS.size
-            code = call(handle, ctypes.byref(count), self._room)
-            if code != _INSUFFICIENT_SIZE:
-                break
-            room = 2 * max(room, count.value)
-            self._room = ctypes.create_string_buffer(room * _PROCESS.size)
-        if code:
-            raise nvml.NVMLError(code)
-        return ctypes.string_at(self._room, count.value * _PROCESS.size)
-
-    def _medium(self, device: Device, handle: Any) -> None:
-        nvml = self._nvml
-        reads = {
-            "power_milliwatts": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
-            "power_limit_milliwatts": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle),
-            "temperature_celsius": lambda: nvml.nvmlDeviceGetTemperatureV(handle, 0),
-            "sm_clock_megahertz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "memory_clock_megahertz": lambda: nvml.nvmlDeviceGetClockInfo(
-                handle, nvml.NVML_CLOCK_MEM
-            ),
-        }
-        for metric, read in reads.items():
-            device.attempt(metric, read, _reason)
-
-    def _rare(self, device: Device, handle: Any) -> None:
-        nvml = self._nvml
-        reads = {
-            "pcie_tx_bytes_per_second": partial(self._pcie, handle, nvml.NVML_PCIE_UTIL_TX_BYTES),
-            "pcie_rx_bytes_per_second": partial(self._pcie, handle, nvml.NVML_PCIE_UTIL_RX_BYTES),
-            "ecc_corrected_count": partial(nvml.nvmlDeviceGetTotalEccErrors, handle, 0, 1),
-            "ecc_uncorrected_count": partial(nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 1),
-            "nvlink_tx_bytes": partial(self._field, handle, _NVLINK_TX),
-            "nvlink_rx_bytes": partial(self._field, handle, _NVLINK_RX),
-        }
-        for metric, read in reads.items():
-            device.attempt(metric, read, _reason)
-
-    def _pcie(self, handle: Any, direction: int) -> int:
-        """Return bytes per second: NVML counts KB (1000 bytes) over 20 ms."""
-        return int(self._nvml.nvmlDeviceGetPcieThroughput(handle, direction)) * 1000
-
-    def _field(self, handle: Any, number: int) -> int | None:
-        found = self._nvml.nvmlDeviceGetFieldValues(handle, [(number, _ALL_LINKS)])[0]
-        return None if found.nvmlReturn else int(found.value.ullVal) * 1024
 
     def _listen(self) -> None:
         """Register for XID and ECC events, where the device has them."""
@@ -295,36 +139,32 @@ class NvmlBackend:
             if self._events is not None:
                 nvml.nvmlEventSetFree(self._events)
             self._events = nvml.nvmlEventSetCreate()
-            for handle, _, _, parent in self._handles:
-                if parent is None:
-                    kinds = nvml.nvmlDeviceGetSupportedEventTypes(handle)
+            event = ctypes.byref(self._event)
+            self._next_event = self._library.call("nvmlEventSetWait_v2", self._events, event, 0)
+            for device in self._devices:
+                if device.parent is None:
+                    kinds = nvml.nvmlDeviceGetSupportedEventTypes(device.handle)
                     wanted = sum(kind for kind in _EVENT_KINDS if kinds & kind)
-                    nvml.nvmlDeviceRegisterEvents(handle, wanted, self._events)
+                    nvml.nvmlDeviceRegisterEvents(device.handle, wanted, self._events)
         except nvml.NVMLError as error:
-            _reason(error)
+            reason(error)
             self._events = None
 
     def _new_events(self) -> Iterator[tuple[str, str, int, int]]:
         """Yield (uuid, kind, code, wall clock ns) of what happened since the last request."""
         nvml = self._nvml
+        event = self._event
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
+            code = self._next_event()
+            if code == _TIMEOUT:
+                return
             try:
-                event = nvml.nvmlEventSetWait(self._events, 0)
-                uuid = _text(nvml.nvmlDeviceGetUUID(event.device))
+                uuid = "" if code else _text(nvml.nvmlDeviceGetUUID(event.device))
             except nvml.NVMLError as error:
-                if _name(error) != "NVMLError_Timeout":
-                    self._events = None  # the set is lost; the next listing makes another
-                    self._counted = -1
+                code = error.value
+            if code:
+                self._events = None  # the set is lost; the next listing makes another
+                self._counted = -1
                 return
             kind = _EVENT_KINDS.get(int(event.eventType), "gpu")
             yield uuid, kind, int(event.eventData), time.time_ns()
-
-
-def _merged(raw: _Raw) -> list[tuple[int, int | None]] | None:
-    """Return (pid, bytes) of all lists; a process that is in both has the same bytes in each."""
-    found: dict[int, int | None] = {}
-    for data in raw:
-        for pid, used, _, _ in _PROCESS.iter_unpack(data or b""):
-            value, known = None if used == _NOT_AVAILABLE else used, found.get(pid)
-            found[pid] = known if value is None else max(value, known or 0)
-    return None if all(data is None for data in raw) else list(found.items())

@@ -1,8 +1,9 @@
 /* A stand-in for libnvidia-ml.so.1: enough of NVML for pynvml, gpustat and nvitop.
  *
- * Every answer comes from a text file that MEMPLAN_FAKE_NVML names. The file is looked at on each
- * call and read again when it changed, so a running process sees new values and faults at once;
- * replace it by rename. One statement a line, fields by blanks; memplan/testing/nvml.py writes it.
+ * Every answer comes from a text file that MEMPLAN_FAKE_NVML names. It is read again on the first
+ * call after it changed, so a running process sees new values and faults at once: replace it by
+ * rename, then write another number (8 bytes, never 0) into the file beside it whose name ends with
+ * ".number". One statement a line, fields by blanks; memplan/testing/nvml.py writes both.
  *
  *   driver TEXT              driver version
  *   init CODE                what nvmlInit answers (0 = all is well)
@@ -16,11 +17,13 @@
  *   event N UUID TYPE DATA   an event; N rises, each event set hands each event out once
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -57,7 +60,8 @@ typedef struct { char uuid[UUID_SIZE]; int generation; } Handle;
 typedef struct { long seen; char uuids[MOST_GPUS][UUID_SIZE]; int count; } EventSet;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct stat known;
+static const volatile uint64_t *number_written;
+static uint64_t number_read; /* of the state that was read */
 static char driver[64];
 static int init_answer, state_generation, starts, started;
 static Gpu gpus[MOST_GPUS];
@@ -69,16 +73,22 @@ static int gpu_count, process_count, fault_count, event_count, handle_count;
 
 /* ---- the state file ---- */
 
+static void copy(char *to, size_t room, const char *text) {
+    size_t size = strnlen(text, room - 1);
+    memcpy(to, text, size);
+    to[size] = 0;
+}
+
 static void add_pairs(Gpu *gpu, char *rest) {
     char *save, *word;
-    for (word = strtok_r(rest, " \n", &save); word && gpu->pairs < MOST_KEYS;
-         word = strtok_r(NULL, " \n", &save)) {
+    for (word = strtok_r(rest, " ", &save); word && gpu->pairs < MOST_KEYS;
+         word = strtok_r(NULL, " ", &save)) {
         char *equals = strchr(word, '=');
         if (!equals) continue;
         *equals = 0;
         Pair *pair = &gpu->pair[gpu->pairs++];
-        snprintf(pair->key, sizeof pair->key, "%s", word);
-        snprintf(pair->value, sizeof pair->value, "%s", equals + 1);
+        copy(pair->key, sizeof pair->key, word);
+        copy(pair->value, sizeof pair->value, equals + 1);
     }
 }
 
@@ -96,14 +106,17 @@ static void add_gpu(char *line, int is_mig) {
     gpu_count++;
 }
 
+/* There are hundreds of these lines: scanf would take most of what a new state takes. */
 static void add_process(const char *line) {
-    char kind[16], size[32];
-    unsigned pid;
     if (!gpu_count || process_count == MOST_PROCESSES) return;
-    if (sscanf(line, "proc %15s %u %31s", kind, &pid, size) != 3) return;
+    const char *kind = line + strlen("proc "), *after = strchr(kind, ' ');
+    if (!after) return;
+    char *size;
+    unsigned long pid = strtoul(after, &size, 10);
+    if (size == after || *size++ != ' ') return;
     Listed *entry = &processes[process_count++];
-    entry->graphics = strcmp(kind, "graphics") == 0;
-    entry->pid = pid;
+    entry->graphics = strncmp(kind, "graphics ", strlen("graphics ")) == 0;
+    entry->pid = (unsigned)pid;
     entry->bytes = strcmp(size, "na") ? strtoull(size, NULL, 10) : UINT64_MAX;
     gpus[gpu_count - 1].count++;
 }
@@ -144,21 +157,47 @@ static void parse(char *line) {
     }
 }
 
+/* The number that the file "$MEMPLAN_FAKE_NVML.number" holds, mapped: another one after each write.
+ * There are dozens of calls for each, and to look at the file itself would take most of them. */
+static const volatile uint64_t *map_number(const char *path) {
+    char name[4096];
+    struct stat found;
+    snprintf(name, sizeof name, "%s.number", path);
+    int file = open(name, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return NULL;
+    void *map = MAP_FAILED;
+    if (!fstat(file, &found) && found.st_size >= (off_t)sizeof(uint64_t))
+        map = mmap(NULL, sizeof(uint64_t), PROT_READ, MAP_SHARED, file, 0);
+    close(file);
+    return map == MAP_FAILED ? NULL : map;
+}
+
+/* Returns the state's text, to be freed; NULL when it cannot be read. */
+static char *read_state(const char *path) {
+    struct stat found;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return NULL;
+    char *text = fstat(file, &found) ? NULL : malloc((size_t)found.st_size + 1);
+    ssize_t size = text ? read(file, text, (size_t)found.st_size) : -1;
+    close(file);
+    if (text) text[size < 0 ? 0 : size] = 0;
+    return text;
+}
+
 static void refresh(void) {
-    static char line[4096];
-    struct stat now;
+    if (number_written && *number_written == number_read) return;
     const char *path = getenv("MEMPLAN_FAKE_NVML");
-    if (!path || stat(path, &now)) return;
-    if (now.st_ino == known.st_ino && now.st_size == known.st_size
-        && now.st_mtim.tv_sec == known.st_mtim.tv_sec
-        && now.st_mtim.tv_nsec == known.st_mtim.tv_nsec) return;
-    FILE *file = fopen(path, "re");
-    if (!file) return;
+    if (path && !number_written) number_written = map_number(path);
+    if (!path || !number_written) return;
+    uint64_t number_now = *number_written; /* before the text: what is written now is read again */
+    char *text = read_state(path), *save;
+    if (!text) return;
+    number_read = number_now;
     gpu_count = process_count = fault_count = event_count = init_answer = state_generation = 0;
     snprintf(driver, sizeof driver, "0");
-    while (fgets(line, sizeof line, file)) parse(line);
-    fclose(file);
-    known = now;
+    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+        parse(line);
+    free(text);
 }
 
 static const char *find(const Gpu *gpu, const char *key) {
@@ -476,14 +515,13 @@ PUBLIC int nvmlDeviceIsMigDeviceHandle(void *handle, unsigned *is_mig) ON({
 typedef struct { unsigned pid; uint64_t bytes; unsigned gi, ci; } Process;
 static int list(const char *name, const Gpu *gpu, int graphics, unsigned *count, Process *found) {
     unsigned total = 0, room = found ? *count : 0;
+    uint64_t gi = UINT32_MAX, ci = UINT32_MAX;
+    number(gpu, "gi", &gi);
+    number(gpu, "ci", &ci);
     for (int i = gpu->first; i < gpu->first + gpu->count; i++) {
         if (processes[i].graphics != graphics) continue;
-        if (total < room) {
-            uint64_t gi = UINT32_MAX, ci = UINT32_MAX;
-            number(gpu, "gi", &gi);
-            number(gpu, "ci", &ci);
+        if (total < room)
             found[total] = (Process){processes[i].pid, processes[i].bytes, gi, ci};
-        }
         total++;
     }
     int missing = total > room ? growth(name, gpu->uuid) : 0;

@@ -147,6 +147,11 @@ class FakeNvml:
         draft = self.folder / "state.new"
         draft.write_text("\n".join(lines) + "\n", encoding="ascii")
         draft.replace(self.folder / "state")
+        number = os.open(self.folder / "state.number", os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(number, os.urandom(8), 0)  # mapped by those that read: never made shorter
+        finally:
+            os.close(number)
 
     def xid(self, uuid: str, code: int) -> None:
         """Let a device report an XID error, and put it in force."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
+import socket
+import subprocess
 import time
 from dataclasses import replace
 
@@ -14,7 +17,7 @@ from memplan_daemon.clock import SystemClock
 from memplan_daemon.collectors import child
 from memplan_daemon.collectors.base import Event, Gap, Reading, Steady, Watch
 from memplan_daemon.collectors.gpu import STATES, GpuCollector, nvidia_problem
-from memplan_daemon.probe.fields import Device, news, whole
+from memplan_daemon.probe.fields import Device, Heard, Listing, Told
 from memplan_daemon.proc import Process
 
 from memplan.testing import FakeGpu, Fault, ManualClock
@@ -219,6 +222,49 @@ def test_a_list_that_is_longer_than_expected_is_read_whole(gpus, nvml, grow):
     nvml.write()
     gpus.host()
     assert gpus.run(*range(100, 400))["gpu:GPU-a/tree", "used_bytes"] == 300
+
+
+def test_lists_are_as_the_driver_has_them_however_they_change(gpus, nvml):
+    """Processes come, go, move, change places, and are in both lists; or there is no list."""
+    chance, gpu = random.Random(5), nvml.gpus[0]
+    no_graphics = Fault(function="nvmlDeviceGetGraphicsRunningProcesses_v3", error=3)
+    for _ in range(150):
+        kind = chance.choice(["move", "move", "move", "order", "new", "both", "fault"])
+        if kind == "move" and gpu.compute:
+            for pid in chance.choices(list(gpu.compute), k=chance.randrange(3)):
+                gpu.compute[pid] = chance.choice([None, 0, 5, 2**50])
+        elif kind == "order":
+            gpu.compute = dict(chance.sample(list(gpu.compute.items()), len(gpu.compute)))
+        elif kind == "new":
+            gpu.compute = dict.fromkeys(chance.sample(range(100, 112), chance.randrange(9)), 7)
+        elif kind == "both":
+            gpu.graphics = {pid: gpu.compute.get(pid, 9) for pid in chance.choice([(), (100, 50)])}
+        else:
+            nvml.faults = [] if nvml.faults else [no_graphics]
+        nvml.write()
+        answer = gpus.collector.probe.exchange(["fast"], 5.0)
+        found = merged(gpu.compute, {} if nvml.faults else gpu.graphics)
+        assert answer["gpus"][0]["processes"] == found
+
+
+def merged(*lists):
+    """The bytes of each process: the most that a list has for it."""
+    said = [(pid, used) for found in lists for pid, used in found.items()]
+    known = {pid: [n for other, n in said if other == pid and n is not None] for pid, _ in said}
+    return {pid: max(numbers, default=None) for pid, numbers in known.items()}
+
+
+def test_what_can_list_nothing_has_no_list(gpus, nvml):
+    """And one again as soon as the driver can; an empty list is one, too."""
+    nvml.gpus[0].compute = {10: 500}
+    for code, expected in ((0, [{10: 500}, {}]), (4, [None, None]), (0, [{10: 500}, {}])):
+        nvml.faults = [
+            Fault(function=f"nvmlDeviceGet{kind}RunningProcesses_v3", error=code)
+            for kind in ("Compute", "Graphics")
+        ]
+        nvml.write()
+        answer = gpus.collector.probe.exchange(["fast"], 5.0)
+        assert [entry["processes"] for entry in answer["gpus"]] == expected
 
 
 def test_a_lost_gpu_is_a_gap_while_the_others_go_on(gpus, nvml):
@@ -460,6 +506,55 @@ def test_after_a_slow_start_readings_are_of_their_own_tick(gpus, nvml):
         assert gpus.host()["gpu:GPU-a", "used_bytes"] == used
 
 
+@pytest.fixture
+def spoken():
+    """A probe whose child says what the test writes."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
+    poll = select.poll()
+    poll.register(ours, select.POLLIN)
+    probe = child.Probe("nvml", SystemClock())
+    probe._child = child._Child(subprocess.Popen(["sleep", "60"]), ours, poll)
+    yield probe, theirs
+    probe.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"nonsense",
+        b"\xff",
+        b"{}",
+        b"[1]",
+        b"[" * 100_000,
+        b'{"id": 2, "gpus": [], "took_ns": 1}',
+        b'{"id": 1, "gpus": 5, "took_ns": 1}',
+        b'{"id": 1, "gpus": [{}], "took_ns": 1}',
+        b'{"id": 1, "gpus": [], "took_ns": "x"}',
+    ],
+)
+def test_a_child_that_answers_nonsense_is_thrown_away(spoken, line):
+    """The tick goes on without its answer."""
+    probe, peer = spoken
+    peer.sendall(line + b"\n")
+    assert probe.exchange(["fast"], 5.0) is None
+    assert (probe.pid, probe.restarts) == (None, 1)
+
+
+def test_an_answer_that_comes_in_pieces_is_taken_when_it_is_whole(spoken):
+    """Without a wait for the rest; what comes after it belongs to the next question."""
+    probe, peer = spoken
+    line = b'{"id": 1, "gpus": [], "took_ns": 1}\n'
+    peer.sendall(line[:10])
+    assert probe.exchange(["fast"], 0.01) is None
+    peer.sendall(line[10:] + line.replace(b"1", b"2", 1))
+    assert probe.exchange(["fast"], 5.0)["id"] == 1
+    assert probe.exchange(["fast"], 5.0)["id"] == 2
+    assert probe.restarts == 0
+
+
 def test_amd_devices_are_read_by_their_own_library(tmp_path, monkeypatch):
     """A stand-in for ROCm's module: bytes, watts, and "N/A" as a gap."""
     (tmp_path / "amdsmi.py").write_text(AMDSMI)
@@ -502,25 +597,141 @@ def amdsmi_get_gpu_process_list(handle):
 """
 
 
-def test_an_answer_holds_only_what_is_new_and_is_made_whole_again():
+class Wire:
+    """Both ends and the line between them; holds each answer against what went in."""
+
+    def __init__(self):
+        self.told, self.heard, self.lists = Told(), Heard(), {}
+
+    def carry(self, *devices, question="fast"):
+        """One answer through JSON; returns what came out, and the line.
+
+        A device's processes are given as a dict; their list is kept, as a backend keeps it.
+        """
+        listed = []
+        for device in devices:
+            listing = None
+            if device.processes is not None:
+                listing = self.lists.setdefault(device.uuid, Listing())
+                listing.replace(dict(device.processes))
+            listed.append(replace(device, processes=listing))
+        line = json.dumps(self.told.news(question, listed))
+        found = self.heard.whole(question, json.loads(line))
+        names = Device.__slots__
+        assert found == [{name: getattr(device, name) for name in names} for device in devices]
+        return found, line
+
+
+@pytest.fixture
+def wire():
+    return Wire()
+
+
+def device(uuid="GPU-a", processes=None, **values):
+    return Device(uuid=uuid, name="x", values=values, processes=processes)
+
+
+def test_an_answer_holds_only_what_is_new_and_is_made_whole_again(wire):
     """Through JSON, as it goes over the socket; other devices are told in full."""
-    one = Device(uuid="GPU-a", name="x", values={"used_bytes": 1}, processes=[(1, 5), (2, None)])
+    one = Device(uuid="GPU-a", name="x", values={"used_bytes": 1}, processes={1: 5, 2: None})
     two = Device(uuid="GPU-b", name="y", missing={"power_milliwatts": "not-supported"})
-    moved = replace(one, values={"used_bytes": 2})
-    states = [[one, two], [one, two], [moved, two], [two, moved], [moved], [], [moved]]
-    sent, kept, sizes = [], [], []
-    for devices in states:
-        now = [device.entry() for device in devices]
-        line = json.dumps(news(sent, now))
-        before, sent = kept, now
-        kept = whole(before, json.loads(line))
-        assert kept == json.loads(json.dumps(now))
-        sizes.append(len(line))
-    assert sizes[1] < 10 < sizes[2] < 50 < sizes[0] == sizes[3]
+    moved, lost = replace(one, values={"used_bytes": 2}), replace(two, state="lost")
+    states = [[one, two], [one, two], [moved, two], [two, moved], [moved], [], [moved], [two, one]]
+    sizes = [len(wire.carry(*devices)[1]) for devices in states]
+    assert sizes[1] < 10 < sizes[2] < 40 < sizes[3] < sizes[0] > sizes[7]
+    assert wire.carry(lost, one)[1] == '[{"state": "lost"}, {}]'
 
 
-@pytest.mark.parametrize("line", ["[{}]", "[1]", "[{}, {}, {}]", "[[]]"])
-def test_news_of_other_devices_than_those_that_are_known_are_refused(line):
+def test_of_its_processes_what_changed_and_what_is_gone_is_told(wire):
+    """The number of those that rest does not count."""
+    many = dict.fromkeys(range(1000, 1200), 2**28)
+    wire.carry(device(processes=many))
+    assert wire.carry(device(processes=dict(many)))[1] == "[{}]"
+    found, line = wire.carry(device(processes={**many, 1005: 7, 9: None}))
+    assert line == '[{"changes": [[1005, 7], [9, null]]}]'
+    assert wire.carry(device(processes={**many, 1005: 7}))[1] == '[{"changes": [9]}]'
+    assert found[0]["processes"][9] is None  # what was handed out stays as it was
+
+
+@pytest.mark.parametrize("before", [None, {}, {1: 5, 2: None}])
+@pytest.mark.parametrize("after", [None, {}, {1: 5, 2: None}])
+def test_a_list_of_processes_comes_and_goes(wire, before, after):
+    """None is no list, and another thing than an empty one."""
+    for processes in (before, after, before, after):
+        found, _ = wire.carry(device(processes=processes))
+        assert found[0]["processes"] == processes
+
+
+def test_a_list_of_processes_is_the_same_object_while_nothing_in_it_changed(wire):
+    """Whatever else did, whatever was asked, and in a GPU that came beside it; else another."""
+    first = wire.carry(device(processes={1: 5}))[0][0]
+    again = wire.carry(device(processes={1: 5}))[0][0]
+    other = wire.carry(device(processes={1: 5}, used_bytes=3), question="slow")[0][0]
+    beside = wire.carry(device("GPU-b"), device(processes={1: 5}))[0][1]
+    assert first is again
+    assert first["processes"] is other["processes"] is beside["processes"]
+    moved = wire.carry(device("GPU-b"), device(processes={1: 6}), question="slow")[0][1]
+    later = wire.carry(device("GPU-b"), device(processes={1: 6}))[0][1]
+    assert first["processes"] == {1: 5}
+    assert moved["processes"] is later["processes"]
+
+
+def test_a_gpu_that_was_away_begins_with_its_whole_list(wire):
+    """Also when only one of the questions was answered without it."""
+    a, b = device("GPU-a", {1: 5}), device("GPU-b", {2: 6})
+    for question in ("fast", "slow"):
+        wire.carry(a, b, question=question)
+    wire.carry(a)
+    wire.carry(a, b, question="slow")
+    wire.carry(b, a)
+    wire.carry(question="slow")
+    _, line = wire.carry(b, a)
+    assert line == '[{"processes": [[2, 6]]}, {"processes": [[1, 5]]}]'
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_lists_in_any_order_arrive_as_they_are(wire, seed):
+    """Devices come, go and change places, lists too; two questions take turns as they like."""
+    chance = random.Random(seed)
+    lists = {f"GPU-{n}": {} for n in range(4)}
+    here, before = list(lists), {}
+    for _ in range(200):
+        if chance.random() < 0.1:
+            here = chance.sample(list(lists), chance.randrange(5))
+        for uuid in chance.sample(list(lists), 2):
+            processes = dict(lists[uuid] or {})
+            for pid in chance.sample(range(12), chance.randrange(4)):
+                processes[pid] = chance.choice([None, 0, 2**40, 2**64 - 2])
+            for pid in chance.sample(range(12), chance.randrange(4)):
+                processes.pop(pid, None)
+            lists[uuid] = None if chance.random() < 0.1 else processes
+        devices = [device(uuid, lists[uuid], used=chance.randrange(2)) for uuid in here]
+        found, _ = wire.carry(*devices, question=chance.choice(["fast", "slow"]))
+        after = {entry["uuid"]: entry["processes"] for entry in found}
+        for uuid in before.keys() & after.keys():
+            assert (after[uuid] is before[uuid]) == (after[uuid] == before[uuid])
+        before = after
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[{}]",
+        "[1]",
+        "[{}, {}, {}]",
+        "[[]]",
+        '[{"uuid": "GPU-a"}]',
+        '[{}, {"changes": [7]}]',
+        '[{}, {"changes": [[7]]}]',
+        '[{"changes": [[7, 1]]}, {}]',
+        '[{}, {"processes": 7}]',
+        '[{}, {"processes": [7]}]',
+    ],
+)
+def test_news_of_other_devices_than_those_that_are_known_are_refused(wire, line):
     """The child is then thrown away and another one begins anew."""
-    with pytest.raises((TypeError, ValueError)):
-        whole([{"uuid": "GPU-a"}, {"uuid": "GPU-b"}], json.loads(line))
+    wire.carry(device("GPU-a"), device("GPU-b", {1: 5}))
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        wire.heard.whole("fast", json.loads(line))
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Heard().whole("fast", json.loads(line))
