@@ -216,7 +216,7 @@ class GpuCollector:
         if entry["state"] == "ok":
             self._fresh = (*self._fresh, uuid)
         processes = entry["processes"] or {}
-        if processes != gpu.processes:  # the same object as long as it says the same
+        if processes is not gpu.processes and processes != gpu.processes:
             self._note_moved(uuid, gpu.processes, processes)
             gpu.processes = processes
         self._set(uuid, entry["state"])
