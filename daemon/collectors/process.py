@@ -79,6 +79,8 @@ class _State:
     """What is read of them in every tick: first each one's, then the tree's."""
     tree: list[Reading] = field(default_factory=list)
     """The tree's; what is the same stays the same object."""
+    untold: set[Process] = field(default_factory=set)
+    """Whose slower readings may have changed since they were told last."""
     places: dict[Process, int] = field(default_factory=dict)
     """Where in it a process begins; who is not one of the largest is not in it."""
 
@@ -124,8 +126,17 @@ class ProcessCollector:
         denied = _denied(state, watch)
         if news is not None and not (medium or denied):
             return Steady(state.fast, news)
-        slower = _slower(state) if "medium" in watch.due else []
-        return [*ended, *slower, *slow, *state.fast, *denied]
+        slower: list[Reading] = []
+        untold: list[Reading] = []
+        if "medium" in watch.due:
+            shown = state.places.keys()
+            slower = list(_slower(state, shown))
+            untold = list(_slower(state, state.untold & shown))
+            state.untold -= shown
+        found: list[Reading | Gap] = [*ended, *slower, *slow, *state.fast, *denied]
+        if news is None or watch.in_full:
+            return found
+        return Steady(found, [*untold, *slow, *news])
 
     def _carry_on(self, state: _State, watch: Watch) -> list[Reading] | None:
         """Read who has moved and return what is new; None where all is to be put together."""
@@ -144,6 +155,8 @@ class ProcessCollector:
                 member = _read(process, member)
             if member is not None:
                 state.members[process] = member
+            if member is not known.get(process):
+                state.untold.add(process)
         state.found = _found(state.members)
         state.places, state.fast = _fast(state)
         state.sums = _sums(state.found.values())
@@ -263,6 +276,7 @@ def _stepped(state: _State, moved: Sequence[Process]) -> list[Reading] | None:
         for metric in sums:
             sums[metric] += values.get(metric, 0) - before.values.get(metric, 0)
         state.members[process] = member
+        state.untold.add(process)
         found[process.pid] = state.last[process.label] = values
         marks.append(values.get("hwm_bytes", 0))
     if any(found[p.pid] == found.get(state.members[p].parent) for p in moved):
@@ -275,8 +289,8 @@ def _stepped(state: _State, moved: Sequence[Process]) -> list[Reading] | None:
     return news if state.tree[0] in news else [*news, state.tree[0]]
 
 
-def _slower(state: _State) -> Iterator[Reading]:
-    for process in state.places:
+def _slower(state: _State, processes: Iterable[Process]) -> Iterator[Reading]:
+    for process in processes:
         yield from state.members[process].slower
 
 
