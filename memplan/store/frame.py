@@ -7,10 +7,12 @@ never depends on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
-from operator import itemgetter, sub
+from functools import lru_cache
+from itertools import accumulate, chain, groupby, repeat
+from operator import sub
 from typing import NamedTuple
 
 from memplan.errors import StoreDamagedError
@@ -26,7 +28,11 @@ __all__ = [
     "SummaryRow",
     "by_period",
     "merge",
+    "pack_rows",
+    "period_cuts",
+    "singles",
     "summarize",
+    "summarize_parts",
     "summary_row",
     "tick_frame",
 ]
@@ -154,39 +160,36 @@ class Frame:
             if not rows or rows[-1][0] != t_ns or series in rows[-1][1]:
                 rows.append((t_ns, {}))
             rows[-1][1][series] = value
-        return cls.of_rows([(t, tuple(row), list(row.values())) for t, row in rows], first_seq)
+        seqs = range(first_seq, first_seq + len(rows))
+        return cls.of_rows([(t, tuple(row), list(row.values())) for t, row in rows], seqs)
 
     @classmethod
-    def of_rows(cls, rows: Sequence[InstantRow], first_seq: int) -> Frame:
-        """Build a frame from instants in the order in which they were read.
+    def of_rows(cls, rows: Sequence[InstantRow], seqs: Iterable[int]) -> Frame:
+        """Build a frame from instants, each series once in each, and their numbers.
 
-        An instant that has a series twice is two: its later values are those of the second.
+        Columns that were always read together share one index.
         """
-        rows = [part for row in rows for part in _single(row)]
+        sets: dict[tuple[int, ...], list[int]] = {}
+        for at, row in enumerate(rows):
+            sets.setdefault(row[1], []).append(at)
+        often: dict[int, tuple[list[int], list[int]]]
+        often = {series: ([], []) for series in _in_several(sets)}
         columns: dict[int, Column] = {}
-        at = 0
-        for ids, alike in groupby(rows, itemgetter(1)):
-            values = [row[2] for row in alike]
-            for series in ids:
-                if series not in columns:
-                    columns[series] = Column(values=[], index=[])
-            if len(values) == 1:
-                for series, value in zip(ids, values[0], strict=True):
-                    column = columns[series]
-                    column.values.append(value)
-                    column.index.append(at)  # type: ignore[union-attr]
-            else:
-                places = range(at, at + len(values))
-                for series, stretch in zip(ids, zip(*values, strict=True), strict=True):
-                    column = columns[series]
-                    column.values.extend(stretch)
-                    column.index.extend(places)  # type: ignore[union-attr]
-            at += len(values)
-        for column in columns.values():
-            if len(column.values) == len(rows):
-                column.index = None
-        seqs = list(range(first_seq, first_seq + len(rows)))
-        return cls(seqs=seqs, times=[row[0] for row in rows], columns=columns)
+        for ids, places in sets.items():  # what is in one set only has its values together there
+            index = None if len(places) == len(rows) else places
+            stretches = zip(*[rows[at][2] for at in places], strict=True)
+            for series, stretch in zip(ids, stretches, strict=True):
+                if series not in often:
+                    columns[series] = Column(values=list(stretch), index=index)
+        for at, (_, ids, values) in enumerate(rows):
+            for found, value in zip(map(often.get, ids), values, strict=True):
+                if found is not None:
+                    found[0].append(value)
+                    found[1].append(at)
+        for series, (column, places) in often.items():
+            full = len(column) == len(rows)
+            columns[series] = Column(values=column, index=None if full else places)
+        return cls(seqs=list(seqs), times=[row[0] for row in rows], columns=columns)
 
     @property
     def samples(self) -> int:
@@ -222,13 +225,15 @@ class Frame:
                 known = self.columns[series] = Column(values=[], index=[] if before else None)
             if known.index is None and column.index is not None:
                 known.index = list(range(before))
-            if known.index is not None:
+            if known.index is not None:  # a new list: other columns may share the old one
                 places = column.index if column.index is not None else range(n)
-                known.index += [before + i for i in places]
+                known.index = [*known.index, *(before + i for i in places)]
             known.values += column.values
 
     def cut(self, begin: int, end: int) -> Frame:
         """Return the instants begin to end (excluded) as a frame of their own."""
+        if (begin, end) == (0, len(self.times)):
+            return self
         part = Frame(seqs=self.seqs[begin:end], times=self.times[begin:end])
         for series, column in self.columns.items():
             if column.index is None:
@@ -242,31 +247,13 @@ class Frame:
                 part.columns[series] = Column(values=values, index=None if full else index)
         return part
 
-    def pack(self) -> tuple[int, bytes]:
-        """Return (codec version, blob) of the whole frame: a row of `tick`."""
-        ids = sorted(self.columns)
-        stream = codec.pack_times(self.times, self.seqs)
-        stream += [len(ids), *ids[:1], *(b - a for a, b in pairwise(ids))]
-        if len(self.times) == 1:
-            return codec.pack(stream + [self.columns[i].values[0] for i in ids])
-        columns = [self.columns[i] for i in ids]
-        stream += [0 if c.index is None else len(c.values) for c in columns]
-        for column in columns:
-            values = column.values
-            stream.append(values[0])
-            if len(values) > 1:
-                stream += map(sub, values[1:], values)
-            if column.index is not None:
-                stream += column.index
-        return codec.pack(stream)
-
     @classmethod
     def unpack(cls, version: int, blob: bytes, wanted: Container[int] | None = None) -> Frame:
-        """Return the frame that `pack` was given. Raises StoreDamagedError when it is none.
+        """Return what `pack_rows` was given. Raises StoreDamagedError when it is no such thing.
 
         Args:
             version: of the codec.
-            blob: what `pack` returned.
+            blob: what `pack_rows` returned.
             wanted: the series that are to be in it; None = all.
         """
         stream = codec.unpack(version, blob)
@@ -284,19 +271,76 @@ class Frame:
 
         In the order in which they were read: a clock that jumps brings a period a second time.
         """
-        cuts: dict[tuple[int, ...] | None, list[_Cut]] = {}
+        cuts: dict[tuple[int, ...] | None, list[Cut]] = {}
         found = {}
         for series, column in self.columns.items():
-            values = column.values
             key = None if column.index is None else tuple(column.index)
             if key not in cuts:
-                cuts[key] = list(_cuts(self.column_times(column), period_ns))
-            stays = values.count(values[0]) == len(values)
-            found[series] = [
-                (period, _constant(values[0], times) if stays else summarize(values[a:b], times))
-                for period, a, b, times in cuts[key]
-            ]
+                cuts[key] = period_cuts(self.column_times(column), period_ns)
+            found[series] = summarize_parts(column.values, cuts[key])
         return found
+
+
+def singles(row: InstantRow) -> list[InstantRow]:
+    """Return an instant in parts that have each series once: the later values are the second's."""
+    t_ns, ids, values = row
+    if len(set(ids)) == len(ids):
+        return [row]
+    parts: list[dict[int, int]] = [{}]
+    for series, value in zip(ids, values, strict=True):
+        if series in parts[-1]:
+            parts.append({})
+        parts[-1][series] = value
+    return [(t_ns, tuple(part), list(part.values())) for part in parts]
+
+
+def pack_rows(rows: Sequence[InstantRow], seqs: Sequence[int]) -> tuple[int, bytes]:
+    """Return (codec version, blob) of instants, at least one, and their numbers: a row of `tick`.
+
+    Each series is once in each. `Frame.of_rows` would take longer than all the rest of this.
+    """
+    n = len(rows)
+    sizes = Counter(chain.from_iterable([row[1] for row in rows]))
+    ids = sorted(sizes)
+    head = codec.encode(codec.pack_times([row[0] for row in rows], seqs)) + _names(tuple(ids))
+    if n == 1:
+        only = dict(zip(rows[0][1], rows[0][2], strict=True))
+        return codec.shorter(head + codec.encode(map(only.__getitem__, ids)))
+    columns: dict[int, Sequence[int]] = {}
+    often: dict[int, list[int]] = {one: [] for one, size in sizes.items() if size > 1}
+    for at, (_, series, values) in enumerate(rows):
+        if not often.keys() >= set(series):
+            # a value and its place are the whole column of what comes once, as most do
+            columns.update(zip(series, zip(values, repeat(at), strict=False), strict=False))
+        for column, value in zip(map(often.get, series), values, strict=True):
+            if column is not None:
+                column += (value, at)  # noqa: PLW2901 - the column grows
+    for one, column in often.items():
+        found = column[::2]
+        stream = [found[0], *map(sub, found[1:], found)]
+        if len(found) == n:
+            sizes[one] = 0
+        else:
+            stream += column[1::2]
+        columns[one] = stream
+    every = chain.from_iterable(map(columns.__getitem__, ids))
+    return codec.shorter(head + codec.encode(chain(map(sizes.__getitem__, ids), every)))
+
+
+@lru_cache(maxsize=64)
+def _names(ids: tuple[int, ...]) -> bytes:
+    """Return the part of a tick that says whose it is: a run's is mostly the one before."""
+    return codec.encode([len(ids), *ids[:1], *map(sub, ids[1:], ids)])
+
+
+def _in_several(sets: Iterable[tuple[int, ...]]) -> set[int]:
+    """Return what is in more than one of the sets."""
+    seen: set[int] = set()
+    found: set[int] = set()
+    for ids in sets:
+        found |= seen.intersection(ids)
+        seen.update(ids)
+    return found
 
 
 def tick_frame(
@@ -342,30 +386,28 @@ def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[i
     return columns
 
 
-def _single(row: InstantRow) -> list[InstantRow]:
-    """Return an instant in parts that have each series once."""
-    t_ns, ids, values = row
-    if len(set(ids)) == len(ids):
-        return [row]
-    parts: list[dict[int, int]] = [{}]
-    for series, value in zip(ids, values, strict=True):
-        if series in parts[-1]:
-            parts.append({})
-        parts[-1][series] = value
-    return [(t_ns, tuple(part), list(part.values())) for part in parts]
-
-
-_Cut = tuple[int, int, int, Sequence[int]]
+Cut = tuple[int, int, int, Sequence[int]]
 """(period number, begin, end, times) of neighbours in the same period."""
 
 
-def _cuts(times: Sequence[int], period_ns: int) -> Iterator[_Cut]:
+def period_cuts(times: Sequence[int], period_ns: int) -> list[Cut]:
+    """Return where times of instants, in the order in which they were read, change the period."""
+    cuts: list[Cut] = []
     begin = 0
     for period, group in groupby(times, lambda t_ns: t_ns // period_ns):
         part = list(group)
-        end = begin + len(part)
-        yield period, begin, end, part
-        begin = end
+        cuts.append((period, begin, begin + len(part), part))
+        begin += len(part)
+    return cuts
+
+
+def summarize_parts(values: Sequence[int], cuts: Sequence[Cut]) -> list[tuple[int, Summary]]:
+    """Return (period number, summary) of each part of a column's values."""
+    stays = values.count(values[0]) == len(values)
+    return [
+        (period, _constant(values[0], times) if stays else summarize(values[begin:end], times))
+        for period, begin, end, times in cuts
+    ]
 
 
 def _constant(value: int, times: Sequence[int]) -> Summary:

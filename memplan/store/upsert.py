@@ -7,10 +7,18 @@ from operator import itemgetter
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import case
+from sqlalchemy import bindparam, case, delete
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["Rows", "add_peaks", "add_rollups", "insert_many", "insert_new", "replace_rows"]
+__all__ = [
+    "Rows",
+    "add_peaks",
+    "add_rollups",
+    "delete_many",
+    "insert_many",
+    "insert_new",
+    "replace_rows",
+]
 
 Rows = Sequence[dict[str, Any]]
 """A few rows."""
@@ -49,6 +57,14 @@ def insert_many(
 ) -> None:
     """Insert many rows."""
     _run_many(connection, table, columns, rows, lambda: _insert(connection, table))
+
+
+def delete_many(
+    connection: sqlalchemy.Connection, table: sqlalchemy.Table, columns: Columns, rows: Tuples
+) -> None:
+    """Delete many rows, each by its values in the columns of the table's key."""
+    named = [table.c[name] == bindparam(name) for name in columns]
+    _run_many(connection, table, columns, rows, lambda: delete(table).where(*named))
 
 
 def add_rollups(
