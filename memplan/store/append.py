@@ -20,16 +20,9 @@ from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
 from memplan.store.batch import SMALL, Instant
 from memplan.store.block import CHUNK, PEAK, ROLLUP, BlockRows
-from memplan.store.frame import (
-    HOUR_NS,
-    MINUTE_NS,
-    Frame,
-    InstantRow,
-    pack_rows,
-    singles,
-    tick_frame,
-)
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, InstantRow, tick_frame
 from memplan.store.partition import DAY_NS
+from memplan.store.tick import pack_rows, singles
 from memplan.store.upsert import add_peaks, add_rollups, delete_many, insert_many
 from memplan.types import Series
 
@@ -92,6 +85,9 @@ class SampleLog:
         """
         self._host_id = host_id
         self._series: dict[Series, int] = {}
+        self._numbered: dict[int, int] = {}
+        """id() of each key of `_series`, which is alive as long -> its number: samplers hand over
+        the same objects, and to hash one takes longer than all else that is done with it."""
         self._entities: dict[str, int] = {}
         self._layouts: dict[int, tuple[tuple[Series, ...], tuple[int, ...]]] = {}
         self._remembered = 0
@@ -138,10 +134,9 @@ class SampleLog:
         if known is not None and known[0] is series and series[0] in self._series:
             return known[1]
         try:
-            ids = tuple(map(self._series.__getitem__, series))
-        except KeyError:
-            self._register(connection, series)
-            ids = tuple(map(self._series.__getitem__, series))
+            ids = tuple(map(self._numbered.__getitem__, map(id, series)))
+        except KeyError:  # new ones, or somebody else's objects
+            ids = self._looked_up(connection, series)
         if len(series) < SMALL:
             return ids
         self._remembered += len(series)
@@ -150,6 +145,15 @@ class SampleLog:
             self._layouts.clear()
         self._layouts[id(series)] = (series, ids)
         return ids
+
+    def _looked_up(
+        self, connection: sqlalchemy.Connection, series: tuple[Series, ...]
+    ) -> tuple[int, ...]:
+        try:
+            return tuple(map(self._series.__getitem__, series))
+        except KeyError:
+            self._register(connection, series)
+            return tuple(map(self._series.__getitem__, series))
 
     def _tick(self, run_id: str, rows: list[InstantRow]) -> tuple[Any, ...]:
         n, seq0 = len(rows), self._next_seq
@@ -174,6 +178,7 @@ class SampleLog:
         """Forget a run that was deleted: its numbers must not be used again."""
         self._waiting.pop(run_id, None)
         for series in [series for series in self._series if series.run_id == run_id]:
+            self._numbered.pop(id(series))
             del self._series[series]
 
     def due(self) -> list[str]:
@@ -250,6 +255,7 @@ class SampleLog:
         """Give every new series, and every new thing that one is about, a number."""
         if len(self._series) > REMEMBERED_SERIES:
             self._series.clear()
+            self._numbered.clear()
             self._entities.clear()
         new = [series for series in dict.fromkeys(wanted) if series not in self._series]
         self._register_entities(connection, [series.entity for series in new])
@@ -258,7 +264,7 @@ class SampleLog:
         for series in new:
             if series in self._series:
                 continue
-            self._series[series] = self._next_series
+            self._remember(series, self._next_series)
             rows.append(
                 {
                     "host_id": self._host_id,
@@ -273,9 +279,13 @@ class SampleLog:
         if rows:
             connection.execute(insert(tables.series), rows)
 
+    def _remember(self, series: Series, number: int) -> None:
+        self._series[series] = self._numbered[id(series)] = number
+
     def _find_series(self, connection: sqlalchemy.Connection, wanted: list[Series]) -> None:
         """Remember the numbers that series have from before."""
         s = tables.series.c
+        mine = {series: series for series in wanted}
         names = {number: name for name, number in self._entities.items()}
         for run_id in {series.run_id for series in wanted}:
             ids = {self._entities[x.entity] for x in wanted if x.run_id == run_id}
@@ -286,8 +296,9 @@ class SampleLog:
                     s.entity_id.in_(part),
                 )
                 for number, entity, metric in connection.execute(query):
-                    series = Series(run_id=run_id, entity=names[entity], metric=metric)
-                    self._series[series] = number
+                    found = Series(run_id=run_id, entity=names[entity], metric=metric)
+                    if found in mine:
+                        self._remember(mine[found], number)
 
     def _register_entities(self, connection: sqlalchemy.Connection, names: list[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self._entities]

@@ -7,12 +7,9 @@ never depends on the clock.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate, chain, groupby, repeat
-from operator import sub
+from itertools import accumulate, chain, groupby
 from typing import NamedTuple
 
 from memplan.errors import StoreDamagedError
@@ -28,9 +25,7 @@ __all__ = [
     "SummaryRow",
     "by_period",
     "merge",
-    "pack_rows",
     "period_cuts",
-    "singles",
     "summarize",
     "summarize_parts",
     "summary_row",
@@ -90,32 +85,33 @@ class Summary(NamedTuple):
 def summarize(values: Sequence[int], times: Sequence[int]) -> Summary:
     """Return the summary of values and the times of their instants (same length, not empty)."""
     low, high = min(values), max(values)
-    return Summary(
-        n=len(values),
-        low=low,
-        low_t_ns=times[values.index(low)],
-        high=high,
-        high_t_ns=times[values.index(high)],
-        total=float(sum(values)),
-        first_t_ns=min(times),
-        last_t_ns=max(times),
-        last=values[-1],
+    return Summary(  # in order: names would take as long as all the rest
+        len(values),
+        low,
+        times[values.index(low)],
+        high,
+        times[values.index(high)],
+        float(sum(values)),
+        min(times),
+        max(times),
+        values[-1],
     )
 
 
 def merge(before: Summary, after: Summary) -> Summary:
     """Return the summary of two stretches, the second of which was sampled later."""
-    lower, higher = after.low < before.low, after.high > before.high
+    lower = after if after.low < before.low else before
+    higher = after if after.high > before.high else before
     return Summary(
-        n=before.n + after.n,
-        low=after.low if lower else before.low,
-        low_t_ns=after.low_t_ns if lower else before.low_t_ns,
-        high=after.high if higher else before.high,
-        high_t_ns=after.high_t_ns if higher else before.high_t_ns,
-        total=before.total + after.total,
-        first_t_ns=min(before.first_t_ns, after.first_t_ns),
-        last_t_ns=max(before.last_t_ns, after.last_t_ns),
-        last=after.last,
+        before.n + after.n,
+        lower.low,
+        lower.low_t_ns,
+        higher.high,
+        higher.high_t_ns,
+        before.total + after.total,
+        min(before.first_t_ns, after.first_t_ns),
+        max(before.last_t_ns, after.last_t_ns),
+        after.last,
     )
 
 
@@ -172,23 +168,31 @@ class Frame:
         sets: dict[tuple[int, ...], list[int]] = {}
         for at, row in enumerate(rows):
             sets.setdefault(row[1], []).append(at)
-        often: dict[int, tuple[list[int], list[int]]]
-        often = {series: ([], []) for series in _in_several(sets)}
-        columns: dict[int, Column] = {}
-        for ids, places in sets.items():  # what is in one set only has its values together there
-            index = None if len(places) == len(rows) else places
-            stretches = zip(*[rows[at][2] for at in places], strict=True)
-            for series, stretch in zip(ids, stretches, strict=True):
-                if series not in often:
-                    columns[series] = Column(values=list(stretch), index=index)
-        for at, (_, ids, values) in enumerate(rows):
-            for found, value in zip(map(often.get, ids), values, strict=True):
-                if found is not None:
-                    found[0].append(value)
-                    found[1].append(at)
-        for series, (column, places) in often.items():
-            full = len(column) == len(rows)
-            columns[series] = Column(values=column, index=None if full else places)
+        within: dict[int, tuple[int, ...]] = {}  # series -> the sets that it is in
+        for number, ids in enumerate(sets):
+            for series in ids:
+                within[series] = (*within.get(series, ()), number)
+        together: dict[tuple[int, ...], list[int]] = {}
+        for series, numbers in within.items():
+            together.setdefault(numbers, []).append(series)
+        # of each set: the places of its instants, and the values of each series at them
+        stretches = [
+            (places, dict(zip(ids, zip(*[rows[at][2] for at in places], strict=True), strict=True)))
+            for ids, places in sets.items()
+        ]
+        columns = {}
+        for numbers, group in together.items():
+            parts = [stretches[number] for number in numbers]
+            places = list(chain.from_iterable(part for part, _ in parts))
+            index = None if len(places) == len(rows) else sorted(places)
+            in_order = sorted(range(len(places)), key=places.__getitem__)
+            for series in group:
+                values = [*parts[0][1][series]]
+                if len(parts) > 1:
+                    for _, others in parts[1:]:
+                        values += others[series]
+                    values = [values[k] for k in in_order]
+                columns[series] = Column(values=values, index=index)
         return cls(seqs=list(seqs), times=[row[0] for row in rows], columns=columns)
 
     @property
@@ -279,68 +283,6 @@ class Frame:
                 cuts[key] = period_cuts(self.column_times(column), period_ns)
             found[series] = summarize_parts(column.values, cuts[key])
         return found
-
-
-def singles(row: InstantRow) -> list[InstantRow]:
-    """Return an instant in parts that have each series once: the later values are the second's."""
-    t_ns, ids, values = row
-    if len(set(ids)) == len(ids):
-        return [row]
-    parts: list[dict[int, int]] = [{}]
-    for series, value in zip(ids, values, strict=True):
-        if series in parts[-1]:
-            parts.append({})
-        parts[-1][series] = value
-    return [(t_ns, tuple(part), list(part.values())) for part in parts]
-
-
-def pack_rows(rows: Sequence[InstantRow], seqs: Sequence[int]) -> tuple[int, bytes]:
-    """Return (codec version, blob) of instants, at least one, and their numbers: a row of `tick`.
-
-    Each series is once in each. `Frame.of_rows` would take longer than all the rest of this.
-    """
-    n = len(rows)
-    sizes = Counter(chain.from_iterable([row[1] for row in rows]))
-    ids = sorted(sizes)
-    head = codec.encode(codec.pack_times([row[0] for row in rows], seqs)) + _names(tuple(ids))
-    if n == 1:
-        only = dict(zip(rows[0][1], rows[0][2], strict=True))
-        return codec.shorter(head + codec.encode(map(only.__getitem__, ids)))
-    columns: dict[int, Sequence[int]] = {}
-    often: dict[int, list[int]] = {one: [] for one, size in sizes.items() if size > 1}
-    for at, (_, series, values) in enumerate(rows):
-        if not often.keys() >= set(series):
-            # a value and its place are the whole column of what comes once, as most do
-            columns.update(zip(series, zip(values, repeat(at), strict=False), strict=False))
-        for column, value in zip(map(often.get, series), values, strict=True):
-            if column is not None:
-                column += (value, at)  # noqa: PLW2901 - the column grows
-    for one, column in often.items():
-        found = column[::2]
-        stream = [found[0], *map(sub, found[1:], found)]
-        if len(found) == n:
-            sizes[one] = 0
-        else:
-            stream += column[1::2]
-        columns[one] = stream
-    every = chain.from_iterable(map(columns.__getitem__, ids))
-    return codec.shorter(head + codec.encode(chain(map(sizes.__getitem__, ids), every)))
-
-
-@lru_cache(maxsize=64)
-def _names(ids: tuple[int, ...]) -> bytes:
-    """Return the part of a tick that says whose it is: a run's is mostly the one before."""
-    return codec.encode([len(ids), *ids[:1], *map(sub, ids[1:], ids)])
-
-
-def _in_several(sets: Iterable[tuple[int, ...]]) -> set[int]:
-    """Return what is in more than one of the sets."""
-    seen: set[int] = set()
-    found: set[int] = set()
-    for ids in sets:
-        found |= seen.intersection(ids)
-        seen.update(ids)
-    return found
 
 
 def tick_frame(

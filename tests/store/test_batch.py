@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memplan.store.batch import Instant, Instants
-from memplan.store.frame import Frame, pack_rows, singles
+from memplan.store.frame import Frame
 from memplan.store.reader import StoreReader
 from memplan.store.ring import Ring
+from memplan.store.tick import pack_rows, singles
 from memplan.store.writer import LocalWriter
 from memplan.types import Sample, Series
 

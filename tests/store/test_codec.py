@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from memplan.errors import StoreDamagedError
 from memplan.store import codec
-from memplan.store.frame import Column, Frame, merge, pack_rows, summarize
+from memplan.store.frame import Column, Frame, merge, summarize
+from memplan.store.tick import pack_rows
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 PAGES = st.integers(0, 2**20).map(lambda n: n * 4096)
