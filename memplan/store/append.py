@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from operator import attrgetter
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy
@@ -21,18 +19,11 @@ from sqlalchemy import delete, func, insert, select
 from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
 from memplan.store.batch import SMALL, Instant
-from memplan.store.frame import (
-    HOUR_NS,
-    MINUTE_NS,
-    Frame,
-    InstantRow,
-    Summary,
-    by_period,
-    merge,
-    tick_frame,
-)
+from memplan.store.block import CHUNK, PEAK, ROLLUP, BlockRows
+from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, InstantRow, tick_frame
 from memplan.store.partition import DAY_NS
-from memplan.store.upsert import add_peaks, add_rollups, insert_many
+from memplan.store.tick import pack_rows, singles
+from memplan.store.upsert import add_peaks, add_rollups, delete_many, insert_many
 from memplan.types import Series
 
 __all__ = ["BLOCK_INSTANTS", "HOUR_NS", "LOOKED_UP", "MINUTE_NS", "SampleLog"]
@@ -52,15 +43,20 @@ LOOKED_UP = 500
 
 ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
 
-_CHUNK_NUMBERS = ("n", "low", "low_t_ns", "high", "high_t_ns", "total", "last")
-_ROLLUP_NUMBERS = ("n", "low", "high", "high_t_ns", "total", "last")
-_PEAK_NUMBERS = ("n", "low", "high", "high_t_ns", "first_t_ns", "last_t_ns")
-_CHUNK = ("host_id", "day", "block_id", "series_id", "codec", "crc", "data", *_CHUNK_NUMBERS)
-_ROLLUP = ("host_id", "period", "series_id", *_ROLLUP_NUMBERS)
-_PEAK = ("host_id", "series_id", *_PEAK_NUMBERS)
-_of_chunk, _of_rollup, _of_peak = (
-    attrgetter(*names) for names in (_CHUNK_NUMBERS, _ROLLUP_NUMBERS, _PEAK_NUMBERS)
-)
+_TICK = ("host_id", "seq0", "seq1", "run_id", "t0_ns", "t1_ns", "n", "codec", "crc", "data")
+
+
+@dataclass(slots=True)
+class _Read:
+    """Instants that wait for their block, as they came.
+
+    To add them to columns at each flush would touch every column of the run each time.
+    """
+
+    rows: list[InstantRow] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
+    ticks: list[int] = field(default_factory=list)
+    """seq0 of each row of `tick` that they are."""
 
 
 @dataclass(slots=True)
@@ -70,7 +66,7 @@ class _Waiting:
     instants: int
     size: int
     """Packed bytes."""
-    frame: Frame | None
+    read: _Read | None
     """All of them; None where some were written before this program began."""
 
 
@@ -89,6 +85,9 @@ class SampleLog:
         """
         self._host_id = host_id
         self._series: dict[Series, int] = {}
+        self._numbered: dict[int, int] = {}
+        """id() of each key of `_series`, which is alive as long -> its number: samplers hand over
+        the same objects, and to hash one takes longer than all else that is done with it."""
         self._entities: dict[str, int] = {}
         self._layouts: dict[int, tuple[tuple[Series, ...], tuple[int, ...]]] = {}
         self._remembered = 0
@@ -118,12 +117,11 @@ class SampleLog:
             ids = self._numbers(connection, instant.series)
             run_id = instant.series[0].run_id or tables.HOST_RUN
             runs.setdefault(run_id, []).append((instant.t_ns, ids, instant.values))
-        rows = []
+        ticks = []
         for run_id, instants in runs.items():
-            frame = Frame.of_rows(instants, self._next_seq)
-            self._next_seq += len(frame.seqs)
-            rows += [self._tick(run_id, part) for part in _pieces(frame)]
-        connection.execute(insert(tables.tick), rows)
+            rows = [part for row in instants for part in singles(row)]
+            ticks += [self._tick(run_id, rows[a:b]) for a, b in _pieces(len(rows))]
+        insert_many(connection, tables.tick, _TICK, ticks)
 
     def _numbers(
         self, connection: sqlalchemy.Connection, series: tuple[Series, ...]
@@ -136,10 +134,9 @@ class SampleLog:
         if known is not None and known[0] is series and series[0] in self._series:
             return known[1]
         try:
-            ids = tuple(map(self._series.__getitem__, series))
-        except KeyError:
-            self._register(connection, series)
-            ids = tuple(map(self._series.__getitem__, series))
+            ids = tuple(map(self._numbered.__getitem__, map(id, series)))
+        except KeyError:  # new ones, or somebody else's objects
+            ids = self._looked_up(connection, series)
         if len(series) < SMALL:
             return ids
         self._remembered += len(series)
@@ -149,31 +146,39 @@ class SampleLog:
         self._layouts[id(series)] = (series, ids)
         return ids
 
-    def _tick(self, run_id: str, frame: Frame) -> dict[str, Any]:
-        version, data = frame.pack()
-        n = len(frame.times)
-        waiting = self._waiting.setdefault(run_id, _Waiting(0, 0, Frame()))
+    def _looked_up(
+        self, connection: sqlalchemy.Connection, series: tuple[Series, ...]
+    ) -> tuple[int, ...]:
+        try:
+            return tuple(map(self._series.__getitem__, series))
+        except KeyError:
+            self._register(connection, series)
+            return tuple(map(self._series.__getitem__, series))
+
+    def _tick(self, run_id: str, rows: list[InstantRow]) -> tuple[Any, ...]:
+        n, seq0 = len(rows), self._next_seq
+        self._next_seq += n
+        seqs = range(seq0, self._next_seq)
+        version, data = pack_rows(rows, seqs)
+        waiting = self._waiting.get(run_id)
+        if waiting is None:
+            waiting = self._waiting[run_id] = _Waiting(0, 0, _Read())
         waiting.instants += n
         waiting.size += len(data)
-        if waiting.frame is not None:
-            waiting.frame.append(frame)
-        return {
-            "host_id": self._host_id,
-            "seq0": frame.seqs[0],
-            "seq1": frame.seqs[-1],
-            "run_id": run_id,
-            "t0_ns": min(frame.times),
-            "t1_ns": max(frame.times),
-            "n": n,
-            "codec": version,
-            "crc": codec.checksum(data, frame.seqs[0], n),
-            "data": data,
-        }
+        if waiting.read is not None:
+            waiting.read.rows += rows
+            waiting.read.seqs += seqs
+            waiting.read.ticks.append(seq0)
+        times = [row[0] for row in rows]
+        crc = codec.checksum(data, seq0, n)
+        begin, end = min(times), max(times)
+        return self._host_id, seq0, seqs[-1], run_id, begin, end, n, version, crc, data
 
     def forget(self, run_id: str) -> None:
         """Forget a run that was deleted: its numbers must not be used again."""
         self._waiting.pop(run_id, None)
         for series in [series for series in self._series if series.run_id == run_id]:
+            self._numbered.pop(id(series))
             del self._series[series]
 
     def due(self) -> list[str]:
@@ -202,29 +207,28 @@ class SampleLog:
 
         A tick that is damaged is left out: the others must not wait for it for ever.
         """
-        t = tables.tick.c
-        mine = sqlalchemy.and_(t.host_id == self._host_id, t.run_id == run_id)
         waiting = self._waiting.pop(run_id, None)
-        frame = waiting.frame if waiting is not None else None
-        if frame is None:
+        if waiting is not None and waiting.read is not None:
+            read = waiting.read
+            frame = Frame.of_rows(read.rows, read.seqs)
+            keys = [(self._host_id, seq0) for seq0 in read.ticks]
+            delete_many(connection, tables.tick, _TICK[:2], keys)
+        else:
+            t = tables.tick.c
+            mine = sqlalchemy.and_(t.host_id == self._host_id, t.run_id == run_id)
             query = select(t.seq0, t.n, t.codec, t.crc, t.data).where(mine).order_by(t.seq0)
             frame = _read_back(connection.execute(query))
-        blocks = [self._write_block(connection, run_id, part) for part in _pieces(frame)]
-        connection.execute(delete(tables.tick).where(mine))
-        return blocks
+            connection.execute(delete(tables.tick).where(mine))
+        parts = _pieces(len(frame.times))
+        return [self._write_block(connection, run_id, frame.cut(a, b)) for a, b in parts]
 
     def _write_block(
         self, connection: sqlalchemy.Connection, run_id: str, frame: Frame
     ) -> dict[str, Any]:
         number, day = self._next_block, frame.times[0] // DAY_NS
         self._next_block += 1
-        minutes = frame.stretches(MINUTE_NS)
-        summaries = {
-            series: reduce(merge, (part for _, part in parts)) for series, parts in minutes.items()
-        }
-        chunks = [self._chunk(frame, i, summaries[i], number, day) for i in sorted(summaries)]
+        rows = BlockRows(frame, self._host_id, day, number)
         version, data = codec.pack(codec.pack_times(frame.times, frame.seqs))
-        size = len(data) + sum(len(chunk[_CHUNK.index("data")]) for chunk in chunks)
         block = {
             "host_id": self._host_id,
             "id": number,
@@ -235,42 +239,23 @@ class SampleLog:
             "t0_ns": min(frame.times),
             "t1_ns": max(frame.times),
             "n": len(frame.times),
-            "size_bytes": size,
+            "size_bytes": len(data) + rows.size_bytes,
             "codec": version,
             "crc": codec.checksum(data, frame.seqs[0], len(frame.times)),
             "data": data,
         }
-        connection.execute(insert(tables.block), block)
-        insert_many(connection, tables.chunk, _CHUNK, chunks)
-        self._roll_up(connection, minutes, summaries)
+        insert_many(connection, tables.block, tuple(block), [tuple(block.values())])
+        insert_many(connection, tables.chunk, CHUNK, rows.chunks)
+        add_rollups(connection, tables.rollup_1m, ROLLUP, rows.minutes)
+        add_rollups(connection, tables.rollup_1h, ROLLUP, rows.hours)
+        add_peaks(connection, tables.peak, PEAK, rows.peaks)
         return block
-
-    def _chunk(
-        self, frame: Frame, series: int, summary: Summary, block: int, day: int
-    ) -> tuple[Any, ...]:
-        column = frame.columns[series]
-        version, data = codec.pack_column(column.values, column.index)
-        crc = codec.checksum(data, summary.n, summary.low, summary.high, summary.last)
-        return (self._host_id, day, block, series, version, crc, data, *_of_chunk(summary))
-
-    def _roll_up(
-        self,
-        connection: sqlalchemy.Connection,
-        minutes: dict[int, list[tuple[int, Summary]]],
-        summaries: dict[int, Summary],
-    ) -> None:
-        """Add a block's summaries to what is there: an hour's are made of its minutes'."""
-        for table, period_ns in ROLLUPS:
-            found = by_period(minutes, MINUTE_NS, period_ns)
-            rows = [(self._host_id, *key, *_of_rollup(found[key])) for key in sorted(found)]
-            add_rollups(connection, table, _ROLLUP, rows)
-        peaks = [(self._host_id, i, *_of_peak(summaries[i])) for i in sorted(summaries)]
-        add_peaks(connection, tables.peak, _PEAK, peaks)
 
     def _register(self, connection: sqlalchemy.Connection, wanted: Iterable[Series]) -> None:
         """Give every new series, and every new thing that one is about, a number."""
         if len(self._series) > REMEMBERED_SERIES:
             self._series.clear()
+            self._numbered.clear()
             self._entities.clear()
         new = [series for series in dict.fromkeys(wanted) if series not in self._series]
         self._register_entities(connection, [series.entity for series in new])
@@ -279,7 +264,7 @@ class SampleLog:
         for series in new:
             if series in self._series:
                 continue
-            self._series[series] = self._next_series
+            self._remember(series, self._next_series)
             rows.append(
                 {
                     "host_id": self._host_id,
@@ -294,9 +279,13 @@ class SampleLog:
         if rows:
             connection.execute(insert(tables.series), rows)
 
+    def _remember(self, series: Series, number: int) -> None:
+        self._series[series] = self._numbered[id(series)] = number
+
     def _find_series(self, connection: sqlalchemy.Connection, wanted: list[Series]) -> None:
         """Remember the numbers that series have from before."""
         s = tables.series.c
+        mine = {series: series for series in wanted}
         names = {number: name for name, number in self._entities.items()}
         for run_id in {series.run_id for series in wanted}:
             ids = {self._entities[x.entity] for x in wanted if x.run_id == run_id}
@@ -307,8 +296,9 @@ class SampleLog:
                     s.entity_id.in_(part),
                 )
                 for number, entity, metric in connection.execute(query):
-                    series = Series(run_id=run_id, entity=names[entity], metric=metric)
-                    self._series[series] = number
+                    found = Series(run_id=run_id, entity=names[entity], metric=metric)
+                    if found in mine:
+                        self._remember(mine[found], number)
 
     def _register_entities(self, connection: sqlalchemy.Connection, names: list[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self._entities]
@@ -350,13 +340,11 @@ def _read_back(rows: Iterable[Any]) -> Frame:
     return frame
 
 
-def _pieces(frame: Frame) -> Iterator[Frame]:
-    """Yield the frame in pieces of a block's length; the last one has up to twice as many."""
-    n, begin = len(frame.times), 0
+def _pieces(n: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of pieces of a block's length; the last one has up to twice as many."""
+    begin = 0
     while n - begin >= 2 * BLOCK_INSTANTS:
-        yield frame.cut(begin, begin + BLOCK_INSTANTS)
+        yield begin, begin + BLOCK_INSTANTS
         begin += BLOCK_INSTANTS
-    if begin:
-        yield frame.cut(begin, n)
-    elif n:
-        yield frame
+    if n:
+        yield begin, n

@@ -27,7 +27,7 @@ class Instant(NamedTuple):
     series: tuple[Series, ...]
     """What was read: the same object as at the moment before, where that was the same."""
     values: Sequence[int]
-    """One for each series."""
+    """One for each series; kept until they are packed as a block, so not to be changed."""
 
 
 class Instants(Sequence[Sample]):

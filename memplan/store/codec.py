@@ -24,7 +24,10 @@ __all__ = [
     "encode",
     "pack",
     "pack_column",
+    "pack_constant",
     "pack_times",
+    "rest_of_constant",
+    "shorter",
     "unpack",
     "unpack_column",
     "unpack_times",
@@ -87,10 +90,11 @@ def decode(data: bytes) -> list[int]:
 
 def pack(values: Iterable[int]) -> tuple[int, bytes]:
     """Return (codec version, blob) of a stream of integers, whichever codec is shorter."""
-    return _shorter(encode(values))
+    return shorter(encode(values))
 
 
-def _shorter(plain: bytes) -> tuple[int, bytes]:
+def shorter(plain: bytes) -> tuple[int, bytes]:
+    """Return (codec version, blob) of an encoded stream, whichever codec is shorter."""
     squeezer = zlib.compressobj(6, zlib.DEFLATED, -12, 5)
     deflated = squeezer.compress(plain) + squeezer.flush()
     return (DEFLATED, deflated) if len(deflated) < len(plain) else (PLAIN, plain)
@@ -118,9 +122,13 @@ def checksum(blob: bytes, *numbers: int) -> int:
 
     Signed, because SQLite then keeps it in four bytes.
     """
-    beside = struct.pack(f">{len(numbers)}q", *numbers)
-    value = zlib.crc32(blob, zlib.crc32(beside))
+    value = zlib.crc32(blob, zlib.crc32(_int64s(len(numbers)).pack(*numbers)))
     return value - 2**32 if value >= 2**31 else value
+
+
+@lru_cache(maxsize=16)
+def _int64s(count: int) -> struct.Struct:
+    return struct.Struct(f">{count}q")
 
 
 def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tuple[int, bytes]:
@@ -133,8 +141,7 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
     deltas = list(map(sub, values[1:], values))
     together = reduce(or_, deltas, 0)
     if not together:
-        n = len(values)
-        return _constant(values[0], n) if index is None else _pack_constant(values[0], n, index)
+        return pack_constant(values[0], rest_of_constant(len(values), index))
     shift = (together & -together).bit_length() - 1
     stream = [shift, values[0]]
     stream += [delta >> shift for delta in deltas] if shift else deltas
@@ -143,23 +150,29 @@ def pack_column(values: Sequence[int], index: Sequence[int] | None = None) -> tu
     return pack(stream)
 
 
-def _pack_constant(value: int, n: int, index: Sequence[int] | None) -> tuple[int, bytes]:
-    """Return the column of a value that stays: most columns are one."""
-    rest = _rest_of_constant(n, None if index is None else tuple(index))
+def pack_constant(value: int, rest: bytes) -> tuple[int, bytes]:
+    """Return (codec version, blob) of the column of a value that stays: most columns are one.
+
+    Args:
+        value: which one.
+        rest: what `rest_of_constant` returned.
+    """
     plain = encode((0, value)) + rest
-    return (PLAIN, plain) if len(plain) <= _SHORT else _shorter(plain)
+    return (PLAIN, plain) if len(plain) <= _SHORT else _remembered(plain)
 
 
-@lru_cache(maxsize=512)
-def _constant(value: int, n: int) -> tuple[int, bytes]:
-    """Return one with a value at every instant: it is the same for a while."""
-    return _pack_constant(value, n, None)
+def rest_of_constant(n: int, index: Sequence[int] | None = None) -> bytes:
+    """Return what follows a constant's value: the same for all that were read together.
 
-
-@lru_cache(maxsize=64)
-def _rest_of_constant(n: int, index: tuple[int, ...] | None) -> bytes:
-    """Return what follows a column's first value: the same for all that were read together."""
+    Args:
+        n: how many values, at least one.
+        index: as `pack_column` has it.
+    """
     return encode([*repeat(0, n - 1), *_steps(index or ())])
+
+
+_remembered = lru_cache(maxsize=512)(shorter)
+"""A value that stays comes again in the next block, and to deflate it takes longest."""
 
 
 def unpack_column(codec: int, blob: bytes, n: int) -> tuple[list[int], list[int] | None]:

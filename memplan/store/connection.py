@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +66,7 @@ class WriterConnection:
         self._identity = identity
         self.database = database
         self.path = None if is_url(database) else Path(database)
+        self._place, self._wal = f"{self.path}", f"{self.path}-wal"
         self.degraded = ""
         """Why the store takes nothing at the moment; empty while all is well."""
         self.degraded_ns = 0
@@ -187,7 +189,7 @@ class WriterConnection:
         """Begin anew where the file was removed or replaced: what went into it would be lost."""
         if self.path is None or self._lock is None:
             return
-        if self._file is not None and file_at(self.path) == self._file:
+        if self._file is not None and file_at(self._place) == self._file:
             return
         self._disconnect()
         if not self._lock.is_in_place:  # with the lock: who holds the new one writes now
@@ -229,10 +231,6 @@ class WriterConnection:
             f"the log of {self.path} is full: a process ({pids}) reads an old state of it",
             hint="end that process; samples wait in memory meanwhile",
         )
-
-    @property
-    def _wal(self) -> Path:
-        return Path(f"{self.path}-wal")
 
     def checkpoint(self, how: str = "PASSIVE") -> None:
         """Move the log into the file as far as readers allow; never raises StoreError."""
@@ -337,9 +335,9 @@ class WriterConnection:
             self._lock.release()
 
 
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 - asked at every write, so without a Path
     except OSError:
         return 0
 

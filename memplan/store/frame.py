@@ -7,10 +7,9 @@ never depends on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
-from operator import itemgetter, sub
+from itertools import accumulate, chain, groupby
 from typing import NamedTuple
 
 from memplan.errors import StoreDamagedError
@@ -26,7 +25,9 @@ __all__ = [
     "SummaryRow",
     "by_period",
     "merge",
+    "period_cuts",
     "summarize",
+    "summarize_parts",
     "summary_row",
     "tick_frame",
 ]
@@ -84,32 +85,33 @@ class Summary(NamedTuple):
 def summarize(values: Sequence[int], times: Sequence[int]) -> Summary:
     """Return the summary of values and the times of their instants (same length, not empty)."""
     low, high = min(values), max(values)
-    return Summary(
-        n=len(values),
-        low=low,
-        low_t_ns=times[values.index(low)],
-        high=high,
-        high_t_ns=times[values.index(high)],
-        total=float(sum(values)),
-        first_t_ns=min(times),
-        last_t_ns=max(times),
-        last=values[-1],
+    return Summary(  # in order: names would take as long as all the rest
+        len(values),
+        low,
+        times[values.index(low)],
+        high,
+        times[values.index(high)],
+        float(sum(values)),
+        min(times),
+        max(times),
+        values[-1],
     )
 
 
 def merge(before: Summary, after: Summary) -> Summary:
     """Return the summary of two stretches, the second of which was sampled later."""
-    lower, higher = after.low < before.low, after.high > before.high
+    lower = after if after.low < before.low else before
+    higher = after if after.high > before.high else before
     return Summary(
-        n=before.n + after.n,
-        low=after.low if lower else before.low,
-        low_t_ns=after.low_t_ns if lower else before.low_t_ns,
-        high=after.high if higher else before.high,
-        high_t_ns=after.high_t_ns if higher else before.high_t_ns,
-        total=before.total + after.total,
-        first_t_ns=min(before.first_t_ns, after.first_t_ns),
-        last_t_ns=max(before.last_t_ns, after.last_t_ns),
-        last=after.last,
+        before.n + after.n,
+        lower.low,
+        lower.low_t_ns,
+        higher.high,
+        higher.high_t_ns,
+        before.total + after.total,
+        min(before.first_t_ns, after.first_t_ns),
+        max(before.last_t_ns, after.last_t_ns),
+        after.last,
     )
 
 
@@ -154,39 +156,44 @@ class Frame:
             if not rows or rows[-1][0] != t_ns or series in rows[-1][1]:
                 rows.append((t_ns, {}))
             rows[-1][1][series] = value
-        return cls.of_rows([(t, tuple(row), list(row.values())) for t, row in rows], first_seq)
+        seqs = range(first_seq, first_seq + len(rows))
+        return cls.of_rows([(t, tuple(row), list(row.values())) for t, row in rows], seqs)
 
     @classmethod
-    def of_rows(cls, rows: Sequence[InstantRow], first_seq: int) -> Frame:
-        """Build a frame from instants in the order in which they were read.
+    def of_rows(cls, rows: Sequence[InstantRow], seqs: Iterable[int]) -> Frame:
+        """Build a frame from instants, each series once in each, and their numbers.
 
-        An instant that has a series twice is two: its later values are those of the second.
+        Columns that were always read together share one index.
         """
-        rows = [part for row in rows for part in _single(row)]
-        columns: dict[int, Column] = {}
-        at = 0
-        for ids, alike in groupby(rows, itemgetter(1)):
-            values = [row[2] for row in alike]
+        sets: dict[tuple[int, ...], list[int]] = {}
+        for at, row in enumerate(rows):
+            sets.setdefault(row[1], []).append(at)
+        within: dict[int, tuple[int, ...]] = {}  # series -> the sets that it is in
+        for number, ids in enumerate(sets):
             for series in ids:
-                if series not in columns:
-                    columns[series] = Column(values=[], index=[])
-            if len(values) == 1:
-                for series, value in zip(ids, values[0], strict=True):
-                    column = columns[series]
-                    column.values.append(value)
-                    column.index.append(at)  # type: ignore[union-attr]
-            else:
-                places = range(at, at + len(values))
-                for series, stretch in zip(ids, zip(*values, strict=True), strict=True):
-                    column = columns[series]
-                    column.values.extend(stretch)
-                    column.index.extend(places)  # type: ignore[union-attr]
-            at += len(values)
-        for column in columns.values():
-            if len(column.values) == len(rows):
-                column.index = None
-        seqs = list(range(first_seq, first_seq + len(rows)))
-        return cls(seqs=seqs, times=[row[0] for row in rows], columns=columns)
+                within[series] = (*within.get(series, ()), number)
+        together: dict[tuple[int, ...], list[int]] = {}
+        for series, numbers in within.items():
+            together.setdefault(numbers, []).append(series)
+        # of each set: the places of its instants, and the values of each series at them
+        stretches = [
+            (places, dict(zip(ids, zip(*[rows[at][2] for at in places], strict=True), strict=True)))
+            for ids, places in sets.items()
+        ]
+        columns = {}
+        for numbers, group in together.items():
+            parts = [stretches[number] for number in numbers]
+            places = list(chain.from_iterable(part for part, _ in parts))
+            index = None if len(places) == len(rows) else sorted(places)
+            in_order = sorted(range(len(places)), key=places.__getitem__)
+            for series in group:
+                values = [*parts[0][1][series]]
+                if len(parts) > 1:
+                    for _, others in parts[1:]:
+                        values += others[series]
+                    values = [values[k] for k in in_order]
+                columns[series] = Column(values=values, index=index)
+        return cls(seqs=list(seqs), times=[row[0] for row in rows], columns=columns)
 
     @property
     def samples(self) -> int:
@@ -222,13 +229,15 @@ class Frame:
                 known = self.columns[series] = Column(values=[], index=[] if before else None)
             if known.index is None and column.index is not None:
                 known.index = list(range(before))
-            if known.index is not None:
+            if known.index is not None:  # a new list: other columns may share the old one
                 places = column.index if column.index is not None else range(n)
-                known.index += [before + i for i in places]
+                known.index = [*known.index, *(before + i for i in places)]
             known.values += column.values
 
     def cut(self, begin: int, end: int) -> Frame:
         """Return the instants begin to end (excluded) as a frame of their own."""
+        if (begin, end) == (0, len(self.times)):
+            return self
         part = Frame(seqs=self.seqs[begin:end], times=self.times[begin:end])
         for series, column in self.columns.items():
             if column.index is None:
@@ -242,31 +251,13 @@ class Frame:
                 part.columns[series] = Column(values=values, index=None if full else index)
         return part
 
-    def pack(self) -> tuple[int, bytes]:
-        """Return (codec version, blob) of the whole frame: a row of `tick`."""
-        ids = sorted(self.columns)
-        stream = codec.pack_times(self.times, self.seqs)
-        stream += [len(ids), *ids[:1], *(b - a for a, b in pairwise(ids))]
-        if len(self.times) == 1:
-            return codec.pack(stream + [self.columns[i].values[0] for i in ids])
-        columns = [self.columns[i] for i in ids]
-        stream += [0 if c.index is None else len(c.values) for c in columns]
-        for column in columns:
-            values = column.values
-            stream.append(values[0])
-            if len(values) > 1:
-                stream += map(sub, values[1:], values)
-            if column.index is not None:
-                stream += column.index
-        return codec.pack(stream)
-
     @classmethod
     def unpack(cls, version: int, blob: bytes, wanted: Container[int] | None = None) -> Frame:
-        """Return the frame that `pack` was given. Raises StoreDamagedError when it is none.
+        """Return what `pack_rows` was given. Raises StoreDamagedError when it is no such thing.
 
         Args:
             version: of the codec.
-            blob: what `pack` returned.
+            blob: what `pack_rows` returned.
             wanted: the series that are to be in it; None = all.
         """
         stream = codec.unpack(version, blob)
@@ -284,18 +275,13 @@ class Frame:
 
         In the order in which they were read: a clock that jumps brings a period a second time.
         """
-        cuts: dict[tuple[int, ...] | None, list[_Cut]] = {}
+        cuts: dict[tuple[int, ...] | None, list[Cut]] = {}
         found = {}
         for series, column in self.columns.items():
-            values = column.values
             key = None if column.index is None else tuple(column.index)
             if key not in cuts:
-                cuts[key] = list(_cuts(self.column_times(column), period_ns))
-            stays = values.count(values[0]) == len(values)
-            found[series] = [
-                (period, _constant(values[0], times) if stays else summarize(values[a:b], times))
-                for period, a, b, times in cuts[key]
-            ]
+                cuts[key] = period_cuts(self.column_times(column), period_ns)
+            found[series] = summarize_parts(column.values, cuts[key])
         return found
 
 
@@ -342,30 +328,28 @@ def _columns(stream: list[int], n: int, wanted: Container[int] | None) -> dict[i
     return columns
 
 
-def _single(row: InstantRow) -> list[InstantRow]:
-    """Return an instant in parts that have each series once."""
-    t_ns, ids, values = row
-    if len(set(ids)) == len(ids):
-        return [row]
-    parts: list[dict[int, int]] = [{}]
-    for series, value in zip(ids, values, strict=True):
-        if series in parts[-1]:
-            parts.append({})
-        parts[-1][series] = value
-    return [(t_ns, tuple(part), list(part.values())) for part in parts]
-
-
-_Cut = tuple[int, int, int, Sequence[int]]
+Cut = tuple[int, int, int, Sequence[int]]
 """(period number, begin, end, times) of neighbours in the same period."""
 
 
-def _cuts(times: Sequence[int], period_ns: int) -> Iterator[_Cut]:
+def period_cuts(times: Sequence[int], period_ns: int) -> list[Cut]:
+    """Return where times of instants, in the order in which they were read, change the period."""
+    cuts: list[Cut] = []
     begin = 0
     for period, group in groupby(times, lambda t_ns: t_ns // period_ns):
         part = list(group)
-        end = begin + len(part)
-        yield period, begin, end, part
-        begin = end
+        cuts.append((period, begin, begin + len(part), part))
+        begin += len(part)
+    return cuts
+
+
+def summarize_parts(values: Sequence[int], cuts: Sequence[Cut]) -> list[tuple[int, Summary]]:
+    """Return (period number, summary) of each part of a column's values."""
+    stays = values.count(values[0]) == len(values)
+    return [
+        (period, _constant(values[0], times) if stays else summarize(values[begin:end], times))
+        for period, begin, end, times in cuts
+    ]
 
 
 def _constant(value: int, times: Sequence[int]) -> Summary:

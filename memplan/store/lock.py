@@ -81,7 +81,7 @@ class WriterLock:
             self._descriptor = None
 
 
-def file_at(place: Path | int) -> tuple[int, int] | None:
+def file_at(place: Path | str | int) -> tuple[int, int] | None:
     """Return which file a path leads to, or a descriptor is of; None where there is none.
 
     It is the file's device and its number there, which no other file gets as long as somebody has

@@ -29,12 +29,15 @@ class Ballast:
     def __init__(self, database: Path) -> None:
         """Prepare; nothing is written yet."""
         self._path = ballast_path(database)
+        self._text = str(self._path)
 
     def set_aside(self) -> None:
         """Make the file if it is not there and there is plenty of room; never raises."""
+        if os.path.exists(self._text):  # noqa: PTH110 - asked at every write, so without a Path
+            return
         with contextlib.suppress(OSError):
             room = os.statvfs(self._path.parent)
-            if self._path.exists() or room.f_bavail * room.f_frsize < PLENTY_BYTES:
+            if room.f_bavail * room.f_frsize < PLENTY_BYTES:
                 return
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
             try:

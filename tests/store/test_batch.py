@@ -10,6 +10,7 @@ from memplan.store.batch import Instant, Instants
 from memplan.store.frame import Frame
 from memplan.store.reader import StoreReader
 from memplan.store.ring import Ring
+from memplan.store.tick import pack_rows, singles
 from memplan.store.writer import LocalWriter
 from memplan.types import Sample, Series
 
@@ -47,7 +48,9 @@ def test_samples_come_out_of_instants_as_they_went_in(samples):
 def test_a_frame_of_instants_has_every_value_at_its_time(made):
     """Whatever series they have, in whatever order; one that comes twice makes another instant."""
     rows = [(t, ids, [10 * at + i for i in range(len(ids))]) for at, (t, ids) in enumerate(made)]
-    frame = Frame.of_rows(rows, 5)
+    parts = [part for row in rows for part in singles(row)]
+    seqs = range(5, 5 + len(parts))
+    frame = Frame.of_rows(parts, seqs)
     wanted = sorted((s, t, v) for t, ids, values in rows for s, v in zip(ids, values, strict=True))
     found = [
         (series, t, value)
@@ -55,13 +58,13 @@ def test_a_frame_of_instants_has_every_value_at_its_time(made):
         for t, value in zip(frame.column_times(column), column.values, strict=True)
     ]
     assert sorted(found) == wanted
-    assert frame.seqs == list(range(5, 5 + len(frame.times)))
+    assert frame.seqs == list(seqs)
     for column in frame.columns.values():
         places = column.index or list(range(len(frame.times)))
         assert places == sorted(set(places))
         assert (column.index is None) == (len(column.values) == len(frame.times))
     if rows:
-        assert Frame.unpack(*frame.pack()) == frame
+        assert Frame.unpack(*pack_rows(parts, seqs)) == frame
 
 
 def test_a_ring_drops_whole_instants_and_counts_their_samples():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
+import sqlite3
+from dataclasses import replace
 
 import pytest
 import sqlalchemy
@@ -14,6 +17,7 @@ from postgres import new_database
 
 from memplan.errors import NotStoredError, UsageError
 from memplan.store import tables
+from memplan.store.batch import Instant, Instants
 from memplan.store.engine import writer_engine
 from memplan.store.reader import StoreReader
 from memplan.store.retention import Policy
@@ -84,6 +88,27 @@ def test_a_run_goes_with_all_that_belongs_to_it(anywhere):
         assert [run.id for run in reader.runs()] == ["r-1"]
         assert len(reader.samples("r-1").samples) == 900
         assert reader.plan("last").id == make_plan().id
+
+
+def test_the_objects_that_name_series_have_new_numbers_after_their_run_was_deleted(tmp_path):
+    """A series is known by the object that names it, or by its like, until its run is forgotten."""
+    database, mine = tmp_path / "m.db", tuple(series("r-1"))
+    others = tuple(replace(one) for one in mine)
+
+    def numbers():
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            found = connection.execute("SELECT id FROM series ORDER BY id").fetchall()
+        return [number for (number,) in found]
+
+    with open_writer(database) as writer:
+        writer.save_run(make_run())
+        for t_ns, names in ((T0, mine), (T0 + 1, others), (T0 + 2, mine)):
+            writer.write_samples(Instants([Instant(t_ns, names, [7, 8, 9])]))
+        assert numbers() == [1, 2, 3]
+        erase(writer, "r-1")
+        assert numbers() == []
+        writer.write_samples(Instants([Instant(T0 + 3, mine, [7, 8, 9])]))
+        assert numbers() == [4, 5, 6]
 
 
 def test_it_is_in_no_list_from_the_first_moment_on_and_housekeeping_does_the_rest(tmp_path):
