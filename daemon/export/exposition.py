@@ -6,18 +6,25 @@ long as to write other numbers into the few lines that moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import compress
 from operator import is_not
 from typing import Any, NamedTuple
 
-from memplan_daemon.export.families import Family, family_of, place
+from memplan_daemon.export.families import Family, Place, family_of, place
 from memplan_daemon.snapshot import Part
 
 from memplan.errors import MissingDependencyError
 
 __all__ = ["Block", "Client", "Page"]
+
+
+Labels = tuple[str, ...]
+"""Values of a series' labels."""
+
+_Metric = tuple[str, str]
+"""(scope, our name)."""
 
 
 class _Metrics(NamedTuple):
@@ -59,33 +66,43 @@ class Client:
         return bytes(self._exposition.generate_latest(_Metrics(metrics)))
 
 
-@dataclass(slots=True, eq=False)
 class Block:
     """The series of one metric of a part."""
 
-    header: bytes
-    """What stands above them; the same for the same metric of another run."""
-    text: bytes
-    """All of them, a line each."""
-    factor: float
-    """Our number times this is what is shown."""
+    def __init__(
+        self, client: Client, family: Family, factor: float, labels: Sequence[Labels]
+    ) -> None:
+        """Let the client write them.
 
-    @classmethod
-    def of(cls, client: Client, family: Family, factor: float) -> Block:
-        """Return a metric with its series, which have our numbers."""
-        *lines, _ = client.written([family]).split(b"\n")
-        n = len(family.series)
-        block = cls(b"".join(b"%b\n" % line for line in lines[:-n]), b"\n".join(lines[-n:]), factor)
-        block.change((row, int(value)) for row, (_, value) in enumerate(family.series))
-        return block
+        Args:
+            client: writes what stands around the numbers.
+            family: the metric, without series.
+            factor: our number times this is what is shown.
+            labels: the values of each series' labels.
+        """
+        self.labels = labels
+        """Of each series."""
+        whole = replace(family, series=[(values, 0) for values in labels])
+        *lines, _ = client.written([whole]).split(b"\n")
+        self.header = b"".join(b"%b\n" % line for line in lines[: -len(labels)])
+        """What stands above them; the same for the same metric of another run."""
+        self.text = b"\n".join(lines[-len(labels) :])
+        """All of them, a line each."""
+        self._factor = factor
+        self._shown: list[int | None] = [None] * len(labels)
 
-    def change(self, values: Iterable[tuple[int, int]]) -> None:
-        """Write other numbers into (row, our number)."""
+    def show(self, values: Iterable[tuple[int, int]]) -> None:
+        """Write our numbers, of each (row, number), where others stand."""
+        shown = self._shown
+        other = [(row, value) for row, value in values if shown[row] != value]
+        if not other:
+            return
         lines = self.text.split(b"\n")
-        for row, value in values:
+        for row, value in other:
             beginning, _, _ = lines[row].rpartition(b" ")
-            number = value if self.factor == 1.0 else value * self.factor
+            number = value if self._factor == 1.0 else value * self._factor
             lines[row] = b"%b %b" % (beginning, str(number).encode())
+            shown[row] = value
         self.text = b"\n".join(lines)
 
 
@@ -95,45 +112,65 @@ class Page:
     def __init__(self, client: Client, part: Part) -> None:
         """Write all of it."""
         self._client = client
+        self._part = part
+        self._places: dict[str, Place | None] = {}
+        self._blocks: dict[_Metric, Block] = {}
+        self._families: dict[_Metric, tuple[Family, float] | None] = {}
         self._write(part)
+
+    @property
+    def blocks(self) -> Iterable[Block]:
+        """What it is made of."""
+        return self._blocks.values()
 
     def turn(self, part: Part) -> None:
         """Become the text of a later part of the same run."""
         if part.names is not self._part.names:
             self._write(part)
         elif part is not self._part:
-            self._change(part)
+            before, self._part = self._part, part
+            moved = map(is_not, part.values, before.values)
+            self._show(compress(range(len(part.values)), moved))
 
     def _write(self, part: Part) -> None:
+        """Write metrics whose series are others; the others keep their lines."""
         self._part = part
-        places = {entity: place(part.run, entity) for entity, _ in part.names}
-        families: dict[tuple[str, str], tuple[Family, float] | None] = {}
-        where: list[tuple[tuple[str, str], int] | None] = []  # of each series: metric, row
-        for (entity, metric), value in zip(part.names, part.values, strict=True):
-            where.append(None)
-            if (found := places[entity]) is None:
-                continue
-            scope, labels, label_values = found
-            key = scope, metric
-            if key not in families:
-                families[key] = family_of(scope, labels, metric)
-            if (known := families[key]) is not None:
-                where[-1] = key, len(known[0].series)
-                known[0].series.append((label_values, value))
-        made = {
-            key: Block.of(self._client, *known)
-            for key, known in families.items()
-            if known is not None
-        }
-        self.blocks = list(made.values())
-        """What it is made of."""
-        self._where = [None if at is None else (made[at[0]], at[1]) for at in where]
+        known = self._places
+        entities = {entity for entity, _ in part.names}
+        self._places = {e: known[e] if e in known else place(part.run, e) for e in entities}
+        found: dict[_Metric, list[Labels]] = {}
+        self._where = [self._place(names, found) for names in part.names]
+        blocks = {}
+        for metric, labels in found.items():
+            block, family = self._blocks.get(metric), self._families[metric]
+            if family is not None and (block is None or block.labels != labels):
+                block = Block(self._client, *family, labels)
+            if block is not None:
+                blocks[metric] = block
+        self._blocks = blocks
+        self._show(range(len(part.values)))
 
-    def _change(self, part: Part) -> None:
-        before, self._part = self._part, part
-        changes: dict[Block, list[tuple[int, int]]] = {}
-        for i in compress(range(len(part.values)), map(is_not, part.values, before.values)):
+    def _place(
+        self, names: tuple[str, str], found: dict[_Metric, list[Labels]]
+    ) -> tuple[_Metric, int] | None:
+        """Return the metric and the row of a series, and note its labels; None: it is not shown."""
+        where = self._places[names[0]]
+        if where is None:
+            return None
+        metric = where[0], names[1]
+        if metric not in self._families:
+            self._families[metric] = family_of(where[0], where[1], names[1])
+        if self._families[metric] is None:
+            return None
+        rows = found.setdefault(metric, [])
+        rows.append(where[2])
+        return metric, len(rows) - 1
+
+    def _show(self, places: Iterable[int]) -> None:
+        """Show the numbers of some of the part's series."""
+        values: dict[_Metric, list[tuple[int, int]]] = {}
+        for i in places:
             if (at := self._where[i]) is not None:
-                changes.setdefault(at[0], []).append((at[1], part.values[i]))
-        for block, values in changes.items():
-            block.change(values)
+                values.setdefault(at[0], []).append((at[1], self._part.values[i]))
+        for metric, rows in values.items():
+            self._blocks[metric].show(rows)

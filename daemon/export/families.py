@@ -9,7 +9,7 @@ from memplan_daemon.collectors.gpu import GpuCollector
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.snapshot import Moment
 
-__all__ = ["Family", "family_of", "others", "place"]
+__all__ = ["Family", "Place", "family_of", "others", "place"]
 
 _UNITS = {
     "microseconds": ("seconds", 1e-6),
@@ -56,8 +56,12 @@ class Family:
     """(label values, value)."""
 
 
-def place(run: str | None, entity: str) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
-    """Return (scope, label names, label values) of an entity; None for one that is not exported."""
+Place = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""(scope, label names, label values)."""
+
+
+def place(run: str | None, entity: str) -> Place | None:
+    """Return where an entity is shown; None for one that is not exported."""
     if run is None:
         kind, _, name = entity.partition(":")
         if kind == "gpu":
