@@ -80,13 +80,19 @@ class Layouts:
             readings += there if stored is None else _new(there, stored)
         if stored is None:
             run.last, run.stored = readings, None
-        else:
-            stored.update((reading[:2], reading[2]) for reading in readings)
-        return ([self._instant(run_id, run, t_ns, readings)] if readings else []), events
+        if not readings:
+            return [], events
+        key = tuple([reading[:2] for reading in readings])
+        values = [reading[2] for reading in readings]
+        if stored is not None:
+            stored.update(zip(key, values, strict=True))
+        return [Instant(t_ns, _series(run_id, run, key), values)], events
 
     def instant(self, run_id: str | None, t_ns: int, readings: Sequence[Reading]) -> Instant:
         """Return readings, at least one, as an instant."""
-        return self._instant(run_id, self._run(run_id), t_ns, readings)
+        key = tuple([reading[:2] for reading in readings])
+        values = [reading[2] for reading in readings]
+        return Instant(t_ns, _series(run_id, self._run(run_id), key), values)
 
     def forget(self, run_id: str) -> None:
         """Let go of a run."""
@@ -98,19 +104,17 @@ class Layouts:
             run = self._runs[run_id] = _Run()
         return run
 
-    def _instant(
-        self, run_id: str | None, run: _Run, t_ns: int, readings: Sequence[Reading]
-    ) -> Instant:
-        key = tuple(reading[:2] for reading in readings)
-        values = [reading[2] for reading in readings]
-        if len(key) < SMALL:
-            return Instant(t_ns, _made(run_id, run, key), values)
-        series = run.layouts.get(key)
-        if series is None:
-            if len(run.layouts) >= _MOST_LAYOUTS:
-                run.layouts.clear()
-            series = run.layouts[key] = _made(run_id, run, key)
-        return Instant(t_ns, series, values)
+
+def _series(run_id: str | None, run: _Run, key: tuple[_Names, ...]) -> tuple[Series, ...]:
+    """Return the series of these names; of many, the same tuple each time."""
+    if len(key) < SMALL:
+        return _made(run_id, run, key)
+    series = run.layouts.get(key)
+    if series is None:
+        if len(run.layouts) >= _MOST_LAYOUTS:
+            run.layouts.clear()
+        series = run.layouts[key] = _made(run_id, run, key)
+    return series
 
 
 def _made(run_id: str | None, run: _Run, key: tuple[_Names, ...]) -> tuple[Series, ...]:

@@ -59,8 +59,9 @@ class CgroupCollector:
 
     def collect(self, watch: Watch) -> Iterable[Reading | Event]:
         """Return the group's readings; nothing for the host, or without a memory controller."""
-        if "medium" not in watch.due or not watch.members:
-            return
+        return self._readings(watch) if "medium" in watch.due and watch.members else []
+
+    def _readings(self, watch: Watch) -> Iterator[Reading | Event]:
         member = watch.members.get(watch.pid or 0) or next(iter(watch.members.values()))
         place = _place(member.read("cgroup") or b"")
         if place is None:

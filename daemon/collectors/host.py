@@ -43,8 +43,9 @@ class HostCollector:
 
     def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
         """Return the host's readings; nothing for a run."""
-        if watch.run_id is not None:
-            return
+        return [] if watch.run_id is not None else self._read(watch)
+
+    def _read(self, watch: Watch) -> Iterator[Reading | Gap | Event]:
         yield from self._memory()
         yield from self._pressure()
         if "medium" in watch.due and (count := self._oom_count()) is not None:

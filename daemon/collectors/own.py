@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from memplan_daemon.collectors.base import Reading, Watch
@@ -44,8 +44,9 @@ class OwnCollector:
 
     def collect(self, watch: Watch) -> Iterable[Reading]:
         """Return the daemon's own readings; nothing for a run."""
-        if watch.run_id is not None or "medium" not in watch.due:
-            return
+        return [] if watch.run_id is not None or "medium" not in watch.due else self._read(watch)
+
+    def _read(self, watch: Watch) -> Iterator[Reading]:
         status = kib_fields(self._proc.read("self/status") or b"")
         if "VmRSS" in status:
             yield Reading("daemon", "rss_bytes", status["VmRSS"])

@@ -113,6 +113,7 @@ class ProcessCollector:
         self._pss_interval_s = pss_interval_s
         self._budget = Budget(clock)
         self._states: dict[str, _State] = {}
+        self._tick = -1
 
     def collect(self, watch: Watch) -> Sequence[Reading | Gap] | Steady:
         """Return the readings of a run's processes; nothing for the host."""
@@ -185,14 +186,15 @@ class ProcessCollector:
         return self._states[run_id].hwm_bytes if run_id in self._states else 0
 
     def _state(self, run_id: str, tick: int) -> _State:
-        gone = [key for key, state in self._states.items() if state.tick < tick - 1]
-        for key in gone:
-            del self._states[key]
-        if run_id not in self._states:
+        if tick != self._tick:
+            self._tick = tick
+            self._states = {r: state for r, state in self._states.items() if state.tick >= tick - 1}
+        state = self._states.get(run_id)
+        if state is None:
             rollups = Rollups(self._clock, self._budget, self._pss_interval_s)
-            self._states[run_id] = _State(rollups)
-        self._states[run_id].tick = tick
-        return self._states[run_id]
+            state = self._states[run_id] = _State(rollups)
+        state.tick = tick
+        return state
 
 
 def _ended(state: _State) -> Iterator[Reading]:

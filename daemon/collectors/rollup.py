@@ -29,7 +29,7 @@ SHARE = 0.005
 LONGEST_NS = 60_000_000
 """Most that is saved up: no series of stalls is longer."""
 
-AT_REST = 2
+AT_REST = 3
 """Intervals after which a process of a large run that did not move is asked again."""
 
 FIRST_NS_PER_GIB = 15_000_000

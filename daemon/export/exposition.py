@@ -17,7 +17,7 @@ from memplan_daemon.snapshot import Part
 
 from memplan.errors import MissingDependencyError
 
-__all__ = ["Block", "Client", "Page"]
+__all__ = ["Beside", "Block", "Client", "Page"]
 
 
 Labels = tuple[str, ...]
@@ -52,18 +52,13 @@ class Client:
         self._core, self._exposition = core, exposition
         self.content_type = exposition.CONTENT_TYPE_LATEST
 
-    def written(self, families: Iterable[Family]) -> bytes:
-        """Return families with all their series; half a character in a label becomes "?"."""
-        metrics = []
-        for family in families:
-            counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
-            kind = counter if family.counter else gauge
-            metric = kind(family.name, family.help, labels=family.labels)
-            for labels, value in family.series:
-                whole = [label.encode(errors="replace").decode() for label in labels]
-                metric.add_metric(whole, value)
-            metrics.append(metric)
-        return bytes(self._exposition.generate_latest(_Metrics(metrics)))
+    def written(self, family: Family) -> bytes:
+        """Return a metric with all its series; half a character in a label becomes "?"."""
+        kind = self._core.CounterMetricFamily if family.counter else self._core.GaugeMetricFamily
+        metric = kind(family.name, family.help, labels=family.labels)
+        for labels, value in family.series:
+            metric.add_metric([one.encode(errors="replace").decode() for one in labels], value)
+        return bytes(self._exposition.generate_latest(_Metrics([metric])))
 
 
 class Block:
@@ -83,15 +78,15 @@ class Block:
         self.labels = labels
         """Of each series."""
         whole = replace(family, series=[(values, 0) for values in labels])
-        *lines, _ = client.written([whole]).split(b"\n")
+        *lines, _ = client.written(whole).split(b"\n")
         self.header = b"".join(b"%b\n" % line for line in lines[: -len(labels)])
         """What stands above them; the same for the same metric of another run."""
         self.text = b"\n".join(lines[-len(labels) :])
         """All of them, a line each."""
         self._factor = factor
-        self._shown: list[int | None] = [None] * len(labels)
+        self._shown: list[float | None] = [None] * len(labels)
 
-    def show(self, values: Iterable[tuple[int, int]]) -> None:
+    def show(self, values: Iterable[tuple[int, float]]) -> None:
         """Write our numbers, of each (row, number), where others stand."""
         shown = self._shown
         other = [(row, value) for row, value in values if shown[row] != value]
@@ -104,6 +99,29 @@ class Block:
             lines[row] = b"%b %b" % (beginning, str(number).encode())
             shown[row] = value
         self.text = b"\n".join(lines)
+
+
+class Beside:
+    """The text of what is shown beside a moment's numbers: few series, that stay for long."""
+
+    def __init__(self, client: Client) -> None:
+        """Begin empty."""
+        self._client = client
+        self._blocks: dict[str, Block] = {}
+
+    def turn(self, families: Iterable[Family]) -> Iterable[Block]:
+        """Return these metrics; one without series is not shown."""
+        blocks = {}
+        for family in families:
+            labels = [values for values, _ in family.series]
+            block = self._blocks.get(family.name)
+            if labels and (block is None or block.labels != labels):
+                block = Block(self._client, family, 1.0, labels)
+            if labels and block is not None:
+                block.show(enumerate(number for _, number in family.series))
+                blocks[family.name] = block
+        self._blocks = blocks
+        return blocks.values()
 
 
 class Page:

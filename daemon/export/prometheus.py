@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memplan_daemon.collectors.gpu import GpuCollector
-from memplan_daemon.export.exposition import Client, Page
+from memplan_daemon.export.exposition import Beside, Client, Page
 from memplan_daemon.export.families import others
 from memplan_daemon.sampler import Sampler
 from memplan_daemon.snapshot import Moment
@@ -41,6 +41,7 @@ class _Renderer:
         self.content_type = self._client.content_type
         self._lock = threading.Lock()
         self._pages: dict[str | None, Page] = {}
+        self._beside = Beside(self._client)
         self._moment: Moment | None = None
         self._text = b""
 
@@ -61,9 +62,9 @@ class _Renderer:
             for block in page.blocks:
                 found.setdefault(block.header, []).append(block.text)
         self._pages = pages
-        numbers = (b"%b%b\n" % (header, b"\n".join(texts)) for header, texts in found.items())
-        beside = self._client.written(others(self._sampler, moment, self._gpus))
-        return b"".join((*numbers, beside))
+        for block in self._beside.turn(others(self._sampler, moment, self._gpus)):
+            found[block.header] = [block.text]
+        return b"".join(b"%b%b\n" % (header, b"\n".join(texts)) for header, texts in found.items())
 
     @property
     def is_ready(self) -> bool:

@@ -316,7 +316,7 @@ def by_family(text):
         else:
             name, _, number = line.rpartition(" ")
             lines.append((name, float(number)))
-    return {header: sorted(lines) for header, lines in found.items()}
+    return {header: sorted(lines) for header, lines in found.items() if lines}
 
 
 def test_the_text_is_what_the_official_client_writes_of_all_of_it(sampler, weather):
