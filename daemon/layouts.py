@@ -17,6 +17,9 @@ Found = Sequence[Reading | Gap | Event]
 _MOST_SERIES = 20_000
 """Series objects kept per run; processes that come and go would make ever more."""
 
+_MOST_RUNS = 1024
+"""Runs that are remembered; one that is not begins with a tick in full."""
+
 _MOST_LAYOUTS = 16
 """Sets of series kept per run: there is one for each pace, until a process comes or goes."""
 
@@ -101,6 +104,8 @@ class Layouts:
     def _run(self, run_id: str | None) -> _Run:
         run = self._runs.get(run_id)
         if run is None:
+            if len(self._runs) >= _MOST_RUNS:  # of some only agents told, and nobody their end
+                del self._runs[next(iter(self._runs))]
             run = self._runs[run_id] = _Run()
         return run
 

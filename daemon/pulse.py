@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import eq
 
 from memplan_daemon.proc import Process
@@ -21,6 +21,10 @@ _LINE_UP_TICKS = 20
 
 Runs = Mapping[str, Mapping[int, Process]]
 """Run -> its processes by id: another mapping as soon as anything in it is another."""
+
+
+_Seen = tuple[str, Process, bytes | None, bool]
+"""(run, process, what it says, is that what it said)."""
 
 
 class Pulse:
@@ -40,31 +44,35 @@ class Pulse:
         """(run, process id) of those without memory: they have ended, or are about to."""
         self._runs: Runs = {}
         self._tick = 0
+        self._woken = False
         self._moved_at: dict[Process, int] = {}
         self._rows = [_Row([], {}) for _ in range(3)]  # awake, resting, resting
 
     def read(self, runs: Runs) -> None:
         """Look at the processes of these runs: at all that moved lately, and half of the others."""
-        if not self._are(runs) or self._tick % _LINE_UP_TICKS == 0:
+        if self._woken or not self._are(runs) or self._tick % _LINE_UP_TICKS == 0:
             self._line_up(runs)
         self._tick += 1
         self.moved, self.faint = {}, []
         awake, *resting = self._rows
-        woken = self._take(awake) + self._take(resting[self._tick % 2])
-        if any(self._tick - tick > REST_TICKS for tick in woken):
-            self._line_up(runs)
-
-    def _take(self, row: _Row) -> list[int]:
-        """Look at a row; return when those that have moved had moved before."""
-        before = []
-        for run_id, process, said, same in row.look():
-            if not same:
+        for row in (awake, resting[self._tick % 2]):
+            for run_id, process in self._take(row.look()):
                 self.moved.setdefault(run_id, []).append(process)
-                before.append(self._moved_at[process])
-                self._moved_at[process] = self._tick
+
+    def late(self, run_id: str) -> list[Process]:
+        """Look at those of a run whose turn it was not in this tick; return who of them moved."""
+        row = self._rows[2 - self._tick % 2]
+        return [process for _, process in self._take(row.look(run_id))]
+
+    def _take(self, seen: Iterable[_Seen]) -> Iterator[tuple[str, Process]]:
+        """Yield who has moved of those that were looked at."""
+        for run_id, process, said, same in seen:
             if said is None or said.startswith(b"0 "):
                 self.faint.append((run_id, process.pid))
-        return before
+            if not same:
+                self._woken |= self._tick - self._moved_at[process] > REST_TICKS
+                self._moved_at[process] = self._tick
+                yield run_id, process
 
     def _are(self, runs: Runs) -> bool:
         """Tell whether these are the runs of the last time, with the same processes."""
@@ -73,6 +81,7 @@ class Pulse:
 
     def _line_up(self, runs: Runs) -> None:
         """Put everybody into a row: who moved lately, and in turns who did not."""
+        self._woken = False
         said = {process: one for row in self._rows for process, one in row.said()}
         last = self._moved_at
         self._runs, self._moved_at = dict(runs), {}
@@ -93,6 +102,9 @@ class _Row:
     ) -> None:
         self._those = those
         self._said = [said.get(process) for _, process in those]
+        self._places: dict[str, tuple[int, int]] = {}
+        for i, (run_id, _) in enumerate(those):  # those of a run stand side by side
+            self._places[run_id] = self._places.get(run_id, (i, i))[0], i + 1
         self._any_faint = True
         self._descriptors: list[int] | None = None
         with contextlib.suppress(OSError):  # one is gone
@@ -105,21 +117,25 @@ class _Row:
         for (_, process), said in zip(self._those, self._said, strict=True):
             yield process, said
 
-    def look(self) -> Iterator[tuple[str, Process, bytes | None, bool]]:
-        """Yield (run, process, what it says, is that what it said) of those worth a thought."""
-        before, self._said = self._said, self._read()
-        if self._said == before and not self._any_faint:
-            return
-        self._any_faint = False
-        for i, same in enumerate(map(eq, self._said, before)):
-            said = self._said[i]
-            faint = said is None or said.startswith(b"0 ")
-            if faint or not same:
-                self._any_faint |= faint
-                yield *self._those[i], said, same and said is not None
+    def look(self, run_id: str | None = None) -> list[_Seen]:
+        """Look at all, or at those of one run; return those worth a thought."""
+        begin, end = (0, len(self._those)) if run_id is None else self._places.get(run_id, (0, 0))
+        before, now = self._said[begin:end], self._read(begin, end)
+        if now == before and not self._any_faint:
+            return []
+        self._said[begin:end] = now
+        seen = []
+        for those, said, same in zip(
+            self._those[begin:end], now, map(eq, now, before), strict=True
+        ):
+            if said is None or not same or said.startswith(b"0 "):
+                seen.append((*those, said, same and said is not None))
+        self._any_faint = any(said is None or said.startswith(b"0 ") for said in self._said)
+        return seen
 
-    def _read(self) -> list[bytes | None]:
+    def _read(self, begin: int, end: int) -> list[bytes | None]:
         if self._descriptors is not None:
+            descriptors = self._descriptors[begin:end]
             with contextlib.suppress(OSError):  # one is gone
-                return [os.pread(one, _STATM_BYTES, 0) or None for one in self._descriptors]
-        return [process.statm() for _, process in self._those]
+                return [os.pread(one, _STATM_BYTES, 0) or None for one in descriptors]
+        return [process.statm() for _, process in self._those[begin:end]]

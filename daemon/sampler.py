@@ -299,21 +299,21 @@ class Sampler:
             watches.append(Watch(run_id=None, pid=None, tick=tick, due=due))
         self._update_groups()
         for run_id, group in list(self._groups.items()):
-            if group.alive:
-                large = len(group.members) > ALWAYS_IN_FULL
-                watches.append(
-                    Watch(
-                        run_id=run_id,
-                        pid=group.pid,
-                        members=group.members,
-                        moved=self._pulse.moved.get(run_id, ()) if large else None,
-                        tick=tick,
-                        due=due,
-                        quiet=run_id in self.quiet,
-                    )
-                )
-            elif isinstance(group, Tree):
+            if not group.alive and isinstance(group, Tree):
                 self.unwatch(run_id)
+                continue
+            large = len(group.members) > ALWAYS_IN_FULL
+            watch = Watch(  # also of one that is empty, whose end is to be told
+                run_id=run_id,
+                pid=group.pid,
+                members=group.members,
+                moved=self._pulse.moved.get(run_id, ()) if large else None,
+                late=self._pulse.late,
+                tick=tick,
+                due=due,
+                quiet=run_id in self.quiet,
+            )
+            watches.append(watch)
         watches += [Watch(run_id=run_id, pid=None, tick=tick, due=due) for run_id in self._over]
         return watches
 
@@ -331,7 +331,7 @@ class Sampler:
             {run: those for run, those in every.items() if len(those) > ALWAYS_IN_FULL}
         )
         for run_id, pid in self._pulse.faint:
-            self._groups[run_id].drop_ended([pid])
+            self._groups[run_id].let_go(pid)
 
     def _collect(
         self, watch: Watch, t_ns: int, found: list[tuple[str | None, Found]]

@@ -46,7 +46,7 @@ class ProcessTable:
         self._clock = clock
         self._share = share
         self._shortest_ns = round(shortest_s * NS)
-        self._next_ns = self._rarely_ns = 0
+        self._next_ns = self._rarely_ns = self._soonest_ns = 0
         self._stats: Mapping[int, Stat] = {}
         self._settled: Mapping[int, Stat] = {}
         self._children: Mapping[int, list[int]] = {}
@@ -78,13 +78,19 @@ class ProcessTable:
             sessions[stat.session].append(pid)
         self._children, self._sessions = children, sessions
         end = self._clock.monotonic_ns()
-        self._next_ns = max(end + self._share * (end - begin), begin + self._shortest_ns)
+        self._soonest_ns = end + self._share * (end - begin)
+        self._next_ns = max(self._soonest_ns, begin + self._shortest_ns)
         self._rarely_ns = begin + RARELY * (self._next_ns - begin)
         return True
 
     def expire(self) -> None:
         """Let the next `refresh` list in any case."""
         self._next_ns = self._rarely_ns = 0
+
+    def hasten(self) -> None:
+        """List as soon as it is cheap."""
+        self._next_ns = min(self._next_ns, self._soonest_ns)
+        self._rarely_ns = self._next_ns
 
     def related(self, root: int, members: Iterable[int]) -> set[int]:
         """Return the descendants of all members, and root's session when root leads one."""
@@ -186,6 +192,12 @@ class Group:
             if stat is None or stat.state in "ZX":
                 ended.append(pid)
         self._drop(ended)
+
+    def let_go(self, pid: int) -> None:
+        """Drop a member if it has ended: its number may be another's until the next listing."""
+        self.drop_ended([pid])
+        if pid not in self._members:
+            self.wanted = self.wanted - {pid}
 
     def _drop(self, pids: Iterable[int]) -> None:
         gone = {pid: self._members[pid] for pid in pids}

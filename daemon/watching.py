@@ -242,13 +242,14 @@ class Watches:
 
     def _follow(self, text: str, pids: AbstractSet[int], table: ProcessTable) -> None:
         """Take in what a GPU's list says; where it names new processes they are listed first."""
-        if pids is self._chosen.get(text):
+        before = self._chosen.get(text, frozenset())
+        if pids is before or pids == before:
             return
         self._chosen[text] = pids
-        if pids <= table.stats.keys():
+        if pids - before <= table.stats.keys():
             self._assign(text, pids - self._strangers, table)
         else:
-            table.expire()
+            table.hasten()
 
     def _not_ours(self, table: ProcessTable) -> set[int]:
         """Return what is never watched: this daemon with its probes, and the kernel's threads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -33,7 +33,7 @@ EVERYTHING: frozenset[Pace] = frozenset(("medium", "still", "slow", "rare"))
 
 ALWAYS_IN_FULL = 8
 """Processes of a run up to which every tick reads and stores all of each; in larger runs what has
-moved, and all at the pace "still". Sums over the run are made in every tick."""
+moved, and all at the pace "still". The run's total is stored in every tick."""
 
 
 class Reading(NamedTuple):
@@ -73,6 +73,11 @@ class Event(NamedTuple):
     """When, wall clock; None = in this tick."""
 
 
+def _nobody(run_id: str) -> Sequence[Process]:
+    del run_id
+    return ()
+
+
 class Steady(NamedTuple):
     """What a collector has found of a large run, where it knows itself what is new."""
 
@@ -93,7 +98,10 @@ class Watch:
     members: Mapping[int, Process] = field(default_factory=dict)
     """The tree's living processes by id; another object as soon as one came or went."""
     moved: Sequence[Process] | None = None
-    """Those whose memory is another than a tick ago, or that are new; None = that is not known."""
+    """Those whose memory is another than at the last look, or that are new; None = that is not
+    known."""
+    late: Callable[[str], Sequence[Process]] = _nobody
+    """Looks at those of a run whose turn it was not in this tick; returns who of them has moved."""
     tick: int = 0
     """Number of the tick: the same for all watches of one tick, so that a collector can read
     shared things once."""

@@ -213,9 +213,11 @@ class GpuCollector:
         uuid = entry["uuid"]
         gpu = self._gpus.setdefault(uuid, _Gpu(entry["name"]))
         gpu.missing = entry["missing"]
-        if entry["state"] == "ok":
-            self._fresh = (*self._fresh, uuid)
         processes = entry["processes"] or {}
+        if entry["state"] == "ok" and _failed(entry):
+            processes = gpu.processes  # who is on it is not known: they have no number, and stay
+        elif entry["state"] == "ok":
+            self._fresh = (*self._fresh, uuid)
         if processes is not gpu.processes and processes != gpu.processes:
             self._note_moved(uuid, gpu.processes, processes)
             gpu.processes = processes
@@ -301,3 +303,11 @@ class GpuCollector:
                 state.sums[uuid] = len(state.found)
                 state.found.append(Reading(f"gpu:{uuid}/tree", "used_bytes", total))
         return state
+
+
+def _failed(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a device has a list of processes that could not be read."""
+    if entry["processes"] is not None:
+        return False
+    states = (entry["missing"].get(f"{kind}_processes") for kind in ("compute", "graphics"))
+    return any(state not in (None, "not-supported") for state in states)

@@ -24,7 +24,7 @@ _MOST_MESSAGES = 1000
 
 
 class HostCollector:
-    """Reads /proc/meminfo and the pressure stall totals; at the medium pace the count of OOM kills.
+    """Reads /proc/meminfo, the pressure stall totals and the count of OOM kills, once per tick.
 
     used_bytes is total less available: what cannot be had without swapping. Page cache that can be
     dropped does not count as used. stall_some_microseconds and stall_full_microseconds are the
@@ -43,12 +43,12 @@ class HostCollector:
 
     def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
         """Return the host's readings; nothing for a run."""
-        return [] if watch.run_id is not None else self._read(watch)
+        return [] if watch.run_id is not None else self._read()
 
-    def _read(self, watch: Watch) -> Iterator[Reading | Gap | Event]:
+    def _read(self) -> Iterator[Reading | Gap | Event]:
         yield from self._memory()
         yield from self._pressure()
-        if "medium" in watch.due and (count := self._oom_count()) is not None:
+        if (count := self._oom_count()) is not None:
             yield Reading("host", "oom_kill_count", count)
             yield from self._kills.news(count)
 

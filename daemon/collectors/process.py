@@ -65,6 +65,8 @@ class _State:
     """The last tick in which the run was read; a run that was left out of one is forgotten."""
     hwm_bytes: int = 0
     """The tree's high-water mark so far."""
+    highest_bytes: int = 0
+    """The highest sum of RSS so far."""
     last: dict[str, Values] = field(default_factory=dict)
     """Each process's last values, by label: they become its final row."""
     watched: Mapping[int, Process] = field(default_factory=dict)
@@ -83,6 +85,8 @@ class _State:
     """Whose slower readings may have changed since they were told last."""
     places: dict[Process, int] = field(default_factory=dict)
     """Where in it a process begins; who is not one of the largest is not in it."""
+    smallest_bytes: int = 0
+    """RSS of the smallest of the largest, when they were chosen; 0 where all of them are."""
 
 
 class ProcessCollector:
@@ -123,33 +127,38 @@ class ProcessCollector:
         medium = watch.in_full or "medium" in watch.due
         news = self._carry_on(state, watch)
         ended = self._read_anew(state, watch) if news is None else []
+        state.watched = watch.members
         slow = self._slow(state, watch) if medium else []
         denied = _denied(state, watch)
         if news is not None and not (medium or denied):
             return Steady(state.fast, news)
         slower: list[Reading] = []
         untold: list[Reading] = []
-        if "medium" in watch.due:
+        if not watch.due.isdisjoint(("medium", "still")):
             shown = state.places.keys()
             slower = list(_slower(state, shown))
             untold = list(_slower(state, state.untold & shown))
             state.untold -= shown
         found: list[Reading | Gap] = [*ended, *slower, *slow, *state.fast, *denied]
-        if news is None or watch.in_full:
+        if news is None:
             return found
         return Steady(found, [*untold, *slow, *news])
 
     def _carry_on(self, state: _State, watch: Watch) -> list[Reading] | None:
         """Read who has moved and return what is new; None where all is to be put together."""
-        if watch.moved is None or watch.in_full or watch.members is not state.watched:
+        watched, state.watched = state.watched, {}  # if this fails, the next tick begins anew
+        if watch.moved is None or watch.in_full or watch.members is not watched:
             return None
-        return _stepped(state, watch.moved) if watch.moved else state.tree[:1]
+        if not watch.moved:
+            return state.tree[:1]
+        return _stepped(state, watch) if len(state.found) == len(watched) else None
 
     def _read_anew(self, state: _State, watch: Watch) -> list[Reading]:
         """Put everything together; return the final rows of those that are gone since."""
-        known, moved = state.members, watch.moved
-        state.watched, state.members = watch.members, {}
-        again = None if moved is None or watch.in_full else set(moved)
+        known, again = state.members, None
+        if watch.moved is not None and not watch.in_full:
+            again = {*watch.moved, *watch.late(watch.run_id or "")}
+        state.members = {}
         for process in watch.members.values():
             member = known.get(process)
             if again is None or member is None or process in again:
@@ -158,6 +167,7 @@ class ProcessCollector:
                 state.members[process] = member
             if member is not known.get(process):
                 state.untold.add(process)
+        state.untold &= state.members.keys()
         state.found = _found(state.members)
         state.places, state.fast = _fast(state)
         state.sums = _sums(state.found.values())
@@ -235,11 +245,14 @@ def _found(members: Mapping[Process, _Member]) -> dict[int, Values]:
 
 
 def _largest(state: _State) -> Container[int]:
-    """Return the processes that have series of their own."""
+    """Choose the processes that have series of their own."""
     found = state.found
+    state.smallest_bytes = 0
     if len(found) <= LARGEST:
         return found
-    return set(sorted(found, key=lambda pid: -found[pid].get("rss_bytes", 0))[:LARGEST])
+    largest = sorted(found, key=lambda pid: -found[pid]["rss_bytes"])[:LARGEST]
+    state.smallest_bytes = found[largest[-1]]["rss_bytes"]
+    return set(largest)
 
 
 def _fast(state: _State) -> tuple[dict[Process, int], list[Reading]]:
@@ -254,27 +267,43 @@ def _fast(state: _State) -> tuple[dict[Process, int], list[Reading]]:
     return places, readings
 
 
-def _stepped(state: _State, moved: Sequence[Process]) -> list[Reading] | None:
+def _who(state: _State, watch: Watch) -> Iterator[Process]:
+    """Yield who has moved; where the sum has never been so high, also of those not looked at.
+
+    It may be so high only because somebody whose turn it was not has let memory go.
+    """
+    yield from watch.moved or ()
+    if state.sums["rss_bytes"] > state.highest_bytes:  # by those that were yielded
+        yield from watch.late(watch.run_id or "")
+
+
+def _stepped(state: _State, watch: Watch) -> list[Reading] | None:
     """Take in who has moved where that changes numbers and nothing else; return what is new.
 
     None where everything is to be put together anew: somebody has gone, has other readings than
-    before, lives in its parent's memory, or the largest are to be chosen.
+    before, lives in its parent's memory, or is one of the largest now, or not any more.
     """
-    if len(state.places) != len(state.watched):
-        return None
     fast, found, sums = list(state.fast), state.found, state.sums
     news: list[Reading] = []
-    marks = []
-    for process in moved:
+    marks, moved = [], []
+    for process in _who(state, watch):
+        moved.append(process)
         before = state.members[process]
         member = _read(process, before)
         if member is None or member.values.keys() != before.values.keys():
             return None
         if member is before:
             continue
-        place, values = state.places[process], member.values
-        fast[place : place + len(member.fast)] = member.fast
-        news += [now for now, then in zip(member.fast, before.fast, strict=True) if now is not then]
+        place, values = state.places.get(process), member.values
+        if place is None:
+            if values["rss_bytes"] > state.smallest_bytes:
+                return None
+        elif values["rss_bytes"] < state.smallest_bytes:
+            return None
+        else:
+            fast[place : place + len(member.fast)] = member.fast
+            pairs = zip(member.fast, before.fast, strict=True)
+            news += [now for now, then in pairs if now is not then]
         for metric in sums:
             sums[metric] += values.get(metric, 0) - before.values.get(metric, 0)
         state.members[process] = member
@@ -323,13 +352,14 @@ def _readings(
     entity: str, values: Values, before: list[Reading], metrics: Sequence[str]
 ) -> list[Reading]:
     """Return readings of these metrics; what is the same stays the same object."""
-    if len(before) == sum(map(values.__contains__, metrics)):
+    there = [metric for metric in metrics if metric in values]
+    if [reading[1] for reading in before] == there:
         return [
             reading if values[reading[1]] == reading[2] else Reading(entity, reading[1], value)
             for reading in before
             for value in (values[reading[1]],)
         ]
-    return [Reading(entity, metric, values[metric]) for metric in metrics if metric in values]
+    return [Reading(entity, metric, values[metric]) for metric in there]
 
 
 def _parent(status: bytes) -> int:
@@ -357,7 +387,8 @@ def _tree(state: _State, marks: Iterable[int]) -> list[Reading]:
     """
     if not state.found:
         return []
-    state.hwm_bytes = max(state.hwm_bytes, state.sums["rss_bytes"], *marks)
+    state.highest_bytes = max(state.highest_bytes, state.sums["rss_bytes"])
+    state.hwm_bytes = max(state.hwm_bytes, state.highest_bytes, *marks)
     values = {
         **state.sums,
         "hwm_bytes": state.hwm_bytes,

@@ -84,9 +84,11 @@ class Device:
     """None = no list."""
 
     def take(self, metric: str, value: int | None) -> None:
-        """Keep a number, or note that this device has none."""
+        """Keep a number, or note that this device has none, or nonsense (beyond 64 bits)."""
         if value is None:
             self.missing[metric] = "not-supported"
+        elif not -(2**63) <= value < 2**63:
+            self.missing[metric] = "failed"
         else:
             self.values[metric] = int(value)
 
@@ -148,7 +150,7 @@ class Told:
         told = _changes(self._last.get(question, ()), devices)
         self._last[question] = devices
         versions = self._versions
-        if told is None:
+        if told is None or not devices:
             told = [{name: getattr(device, name) for name in _FIELDS} for device in devices]
             versions = {device.uuid: self._versions.get(device.uuid, 0) for device in devices}
             self._versions = versions

@@ -54,6 +54,9 @@ _LISTS = (
 )
 """Functions that list processes, and what is missing where one fails."""
 _NO_LISTS = [None] * len(_LISTS)
+_NO_LIST = "not-supported"
+_HIGHEST_USED = 2**63
+"""From here on it is no number of bytes, but NVML's mark for none, or nonsense."""
 _PROCESS = struct.Struct("@IQ8x")
 """nvmlProcessInfo_v2_t: process id, bytes, and two numbers of a MIG device that are not read."""
 _TRIES = 3
@@ -190,8 +193,13 @@ class NvmlDevice:
             device.take(metric, None if number == _NOT_AVAILABLE else number)
 
     def _read_processes(self, device: Device) -> Listing | None:
-        """Return the processes, None without a list; only what moved in the lists is unpacked."""
+        """Return the processes, None without a list; only what moved in the lists is unpacked.
+
+        Where a list fails that the device has, nobody knows who is on it.
+        """
         raw, was = [self._list(call, device, what) for call, what in self._lists], self._raw
+        if any(device.missing.get(what, _NO_LIST) != _NO_LIST for _, what in _LISTS):
+            return None
         if raw != was:
             alone = raw[1] == was[1] and not raw[1]
             moved = _moved(was[0], raw[0], len(self._listing.pairs)) if alone else {}
@@ -270,7 +278,7 @@ def _moved(before: bytes | None, now: bytes | None, number: int) -> dict[int, in
         pid, used = _PROCESS.unpack_from(now, at)
         if pid != _PROCESS.unpack_from(before, at)[0]:
             return {}
-        moved[pid] = None if used == _NOT_AVAILABLE else used
+        moved[pid] = None if used >= _HIGHEST_USED else used
         bits >>= (places + 1) * 8 * _PROCESS.size
         at += _PROCESS.size
     return moved
@@ -281,6 +289,6 @@ def _merged(raw: list[bytes | None]) -> dict[int, int | None]:
     found: dict[int, int | None] = {}
     for data in raw:
         for pid, used in _PROCESS.iter_unpack(data or b""):
-            value, known = None if used == _NOT_AVAILABLE else used, found.get(pid)
+            value, known = None if used >= _HIGHEST_USED else used, found.get(pid)
             found[pid] = known if value is None else max(value, known or 0)
     return found

@@ -2,13 +2,14 @@
 
 A batch becomes one packed row of `tick` for each run, and is safe. When BLOCK_INSTANTS instants of
 a run wait there, their columns are written as one `block` with a `chunk` for each series; roll-ups
-and peaks are brought up to date, and the ticks deleted, all in one transaction. The columns are
+and peaks are brought up to date, and the ticks deleted, all in one transaction. The instants are
 kept in memory meanwhile; those that a crash left behind are read back from their ticks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from memplan.types import Series
 
 __all__ = ["BLOCK_INSTANTS", "HOUR_NS", "LOOKED_UP", "MINUTE_NS", "SampleLog"]
 
+_log = logging.getLogger("memplan.store")
+
 BLOCK_INSTANTS = 120
 """Instants of a run that make a block."""
 
@@ -37,6 +40,9 @@ BLOCK_BYTES = 1024**2
 REMEMBERED_SERIES = 50_000
 """Series whose numbers are kept in memory, one by one and by the tuples in which they come;
 beyond, all are looked up anew as they come."""
+
+_BEYOND = 2**63
+"""The first number that does not fit."""
 
 LOOKED_UP = 500
 """Names in one look-up."""
@@ -113,7 +119,9 @@ class SampleLog:
     def append(self, connection: sqlalchemy.Connection, batch: Sequence[Instant]) -> None:
         """Write a batch as ticks, one row for each run in it."""
         runs: dict[str, list[InstantRow]] = {}
-        for instant in batch:
+        for instant in map(_fitting, batch):
+            if not instant.values:
+                continue
             ids = self._numbers(connection, instant.series)
             run_id = instant.series[0].run_id or tables.HOST_RUN
             runs.setdefault(run_id, []).append((instant.t_ns, ids, instant.values))
@@ -323,6 +331,16 @@ class SampleLog:
             self._next_entity += 1
         if rows:
             connection.execute(insert(tables.entity), rows)
+
+
+def _fitting(instant: Instant) -> Instant:
+    """Return an instant without numbers that no column holds: one would stop all that follow."""
+    values = instant.values
+    if min(values) >= -_BEYOND and max(values) < _BEYOND:
+        return instant
+    pairs = [(s, v) for s, v in zip(*instant[1:], strict=True) if -_BEYOND <= v < _BEYOND]
+    _log.warning("%d numbers beyond 64 bits are left out", len(values) - len(pairs))
+    return Instant(instant.t_ns, tuple(s for s, _ in pairs), [v for _, v in pairs])
 
 
 def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

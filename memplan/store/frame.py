@@ -1,7 +1,7 @@
 """Samples of one run as a table in memory: instants down, series across.
 
-Pure: a frame is built from a batch, packed into a row of `tick`, joined with others and cut into
-the columns of a block. An instant is one reading of several series; its number grows by one and
+Pure: a frame is built from instants or from rows of `tick`, joined with others and cut into the
+columns of a block. An instant is one reading of several series; its number grows by one and
 never depends on the clock.
 """
 
@@ -39,7 +39,7 @@ SummaryRow = tuple[int, int, int, int, int, float, int]
 """(series id, n, low, high, time of the highest, total, last): what was summarised."""
 
 InstantRow = tuple[int, tuple[int, ...], Sequence[int]]
-"""An instant on its way into a frame: (time, ids of series, a value for each)."""
+"""An instant on its way into a tick or a frame: (time, ids of series, a value for each)."""
 
 
 def summary_row(series: int, values: Sequence[int], times: Sequence[int]) -> SummaryRow:
@@ -168,21 +168,21 @@ class Frame:
         sets: dict[tuple[int, ...], list[int]] = {}
         for at, row in enumerate(rows):
             sets.setdefault(row[1], []).append(at)
-        within: dict[int, tuple[int, ...]] = {}  # series -> the sets that it is in
+        within: dict[int, list[int]] = {}  # series -> the sets that it is in
         for number, ids in enumerate(sets):
             for series in ids:
-                within[series] = (*within.get(series, ()), number)
+                within.setdefault(series, []).append(number)
         together: dict[tuple[int, ...], list[int]] = {}
         for series, numbers in within.items():
-            together.setdefault(numbers, []).append(series)
+            together.setdefault(tuple(numbers), []).append(series)
         # of each set: the places of its instants, and the values of each series at them
         stretches = [
             (places, dict(zip(ids, zip(*[rows[at][2] for at in places], strict=True), strict=True)))
             for ids, places in sets.items()
         ]
         columns = {}
-        for numbers, group in together.items():
-            parts = [stretches[number] for number in numbers]
+        for common, group in together.items():
+            parts = [stretches[number] for number in common]
             places = list(chain.from_iterable(part for part, _ in parts))
             index = None if len(places) == len(rows) else sorted(places)
             in_order = sorted(range(len(places)), key=places.__getitem__)

@@ -5,7 +5,7 @@ with nothing. Every key begins with the host, so that one database can hold a wh
 local one it is the same small number everywhere, which takes no space.
 
     tick        one packed row for each flush: what a crash must not lose
-    block       some sixty instants of one run that were packed away; their times
+    block       some hundred instants of one run that were packed away; their times
     chunk       one series in one block: its values packed, and their summary
     rollup_1m   one series in one minute, and rollup_1h in one hour of wall clock
     peak        one series ever

@@ -57,7 +57,7 @@ def insert_many(
     connection: sqlalchemy.Connection, table: sqlalchemy.Table, columns: Columns, rows: Tuples
 ) -> None:
     """Insert many rows."""
-    _run_many(connection, table, columns, rows, lambda: _insert(connection, table))
+    _run_many(connection, "insert", table, columns, rows, lambda: _insert(connection, table))
 
 
 def delete_many(
@@ -65,7 +65,7 @@ def delete_many(
 ) -> None:
     """Delete many rows, each by its values in the columns of the table's key."""
     named = [table.c[name] == bindparam(name) for name in columns]
-    _run_many(connection, table, columns, rows, lambda: delete(table).where(*named))
+    _run_many(connection, "delete", table, columns, rows, lambda: delete(table).where(*named))
 
 
 def add_rollups(
@@ -78,7 +78,7 @@ def add_rollups(
         total = table.c.total + new.excluded.total
         return _merging(new, table, total=total, last=new.excluded.last)
 
-    _run_many(connection, table, columns, rows, statement)
+    _run_many(connection, "add", table, columns, rows, statement)
 
 
 def add_peaks(
@@ -93,7 +93,7 @@ def add_peaks(
         last = case((new.last_t_ns > old.last_t_ns, new.last_t_ns), else_=old.last_t_ns)
         return _merging(insertion, table, first_t_ns=first, last_t_ns=last)
 
-    _run_many(connection, table, columns, rows, statement)
+    _run_many(connection, "add", table, columns, rows, statement)
 
 
 def _merging(statement: Any, table: sqlalchemy.Table, **others: Any) -> Any:
@@ -113,26 +113,27 @@ _AT_ONCE = 16
 """Rows of one statement where there are as many: to begin and end one takes SQLite a third of the
 time that a row takes."""
 
-_TEXTS: dict[tuple[str, str, Columns], tuple[str, Columns | None]] = {}
-"""(dialect, table, columns) -> statement, and the order of its parameters where they have no
-names."""
+_TEXTS: dict[tuple[str, str, str, Columns], tuple[str, Columns | None]] = {}
+"""(what is done, dialect, table, columns) -> statement, and the order of its parameters where they
+have no names."""
 
 
-def _run_many(
+def _run_many(  # noqa: PLR0917 - what is done, to what, with what
     connection: sqlalchemy.Connection,
+    what: str,
     table: sqlalchemy.Table,
     columns: Columns,
     rows: Tuples,
     statement: Callable[[], Any],
 ) -> None:
-    """Run a table's one statement of this module for many rows, by the driver itself.
+    """Run what is done with a table's rows for many of them, by the driver itself.
 
     To prepare a row's parameters takes SQLAlchemy longer than it takes SQLite to insert them.
     """
     if not rows:
         return
     dialect = connection.dialect
-    key = (f"{dialect.name}+{dialect.driver}", table.name, columns)
+    key = (what, f"{dialect.name}+{dialect.driver}", table.name, columns)
     if key not in _TEXTS:
         compiled = statement().compile(dialect=dialect, column_keys=list(columns))
         positional = tuple(compiled.positiontup or ()) if compiled.positional else None

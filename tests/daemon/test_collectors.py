@@ -140,8 +140,9 @@ def told(answer):
     return news
 
 
+@pytest.mark.parametrize("count", [2 * ALWAYS_IN_FULL, LARGEST + 8])
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_carried_on_from_tick_to_tick_is_what_is_read_at_once(proc, seed):
+def test_what_is_carried_on_from_tick_to_tick_is_what_is_read_at_once(proc, seed, count):
     """Processes move, come, go, and live in their parents' memory for a while."""
     dice, collector, pulse = random.Random(seed), ProcessCollector(ManualClock()), Pulse()
     there, held, known = {}, {}, {}
@@ -157,19 +158,19 @@ def test_what_is_carried_on_from_tick_to_tick_is_what_is_read_at_once(proc, seed
         proc.remove(pid)
         proc.held.pop(pid)
 
-    for pid in range(10, 10 + 2 * ALWAYS_IN_FULL):
-        move(pid, 100 + pid)
+    for pid in range(10, 10 + count):
+        move(pid, 10_000 + 77 * pid)
     for tick in range(60):
         what = dice.choice(["move"] * 6 + ["both", "share", "come", "go"])
         if what == "come":
-            move(max(there) + 1, dice.randrange(100, 999))
+            move(max(there) + 1, dice.randrange(10**4, 10**5))
         elif what == "go" and len(there) > ALWAYS_IN_FULL + 1:
             remove(dice.choice(sorted(there)))
         else:
             first, second = dice.sample(sorted(there), 2)
-            move(first, dice.randrange(100, 999))
+            move(first, dice.randrange(10**4, 10**5))
             if what == "both":
-                move(second, dice.randrange(100, 999))
+                move(second, dice.randrange(10**4, 10**5))
             elif what == "share":
                 move(second, there[first], parent=first)
         due = frozenset(("still", "medium") if tick % 7 == 0 else ("medium",) if tick % 3 else ())
@@ -235,6 +236,43 @@ def test_only_the_largest_processes_have_series_but_all_are_summed(proc):
     own = {entity for entity, _ in found if entity.startswith("process:")}
     assert own == {f"process:{pid}" for pid in pids[20:]}
     assert found["tree", "rss_bytes"] == sum(pids) * KIB
+
+
+def test_who_is_one_of_the_largest_is_chosen_anew_only_when_that_may_have_changed(proc):
+    """A small one that stays small moves the sum alone; one that passes the others gets series."""
+    pids = range(100, 100 + LARGEST + 20)
+    for pid in pids:
+        proc.add(pid, rss=pid, hwm=pid)
+    collector, held, small, large = ProcessCollector(ManualClock()), members(proc, *pids), 101, 170
+
+    def tick(number, *moved, due=()):
+        asked = Watch(
+            run_id="r-1",
+            pid=100,
+            members=held,
+            moved=[held[pid] for pid in moved],
+            tick=number,
+            due=frozenset(due),
+        )
+        return collector.collect(asked)
+
+    total = sum(pids)
+    tick(0, *pids, due=("medium", "still"))
+    assert tick(1).news == [Reading("tree", "rss_bytes", total * KIB)]
+    proc.add(small, rss=small + 5, hwm=small + 5)
+    news = values(tick(2, small).news)
+    assert {entity for entity, _ in news} == {"tree"}
+    assert news["tree", "rss_bytes"] == (total + 5) * KIB
+    proc.add(large, rss=large + 5, hwm=large + 5)
+    assert ("process:170", "rss_bytes") in values(tick(3, large).news)
+    proc.add(small, rss=1000, hwm=1000)
+    found = values(tick(4, small))
+    assert found["process:101", "rss_bytes"] == 1000 * KIB
+    assert ("process:120", "rss_bytes") not in found, "the smallest had to go"
+    proc.add(large, rss=1, hwm=175)
+    found = values(tick(5, large))
+    assert ("process:170", "rss_bytes") not in found
+    assert ("process:120", "rss_bytes") in found
 
 
 def test_pss_is_read_at_its_own_slow_pace(proc):

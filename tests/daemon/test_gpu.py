@@ -208,10 +208,23 @@ def test_a_list_that_grows_between_two_calls_is_left_out_once(gpus, nvml):
     gpus.host()
     assert gpus.run(100) == {}
     assert gpus.gaps()["gpu:GPU-a", "compute_processes"] == "failed"
+    assert gpus.collector.pids() == set()
     nvml.faults = []
     nvml.write()
     gpus.host()
     assert gpus.run(100)["gpu:GPU-a/tree", "used_bytes"] == 1
+    nvml.faults = [Fault(function="nvmlDeviceGetComputeRunningProcesses_v3", error=4)]
+    nvml.gpus[0].used += 1
+    nvml.write()
+    gpus.host()
+    assert gpus.run(100) == {}, "not 0 and not what it was"
+    assert 100 in gpus.collector.pids(), "nobody knows that it has gone: its run goes on"
+    nvml.faults = []
+    nvml.gpus[0].compute = {100: 7}
+    nvml.write()
+    gpus.host()
+    assert gpus.run(100)["gpu:GPU-a/tree", "used_bytes"] == 7
+    assert gpus.collector.pids() == {100}
 
 
 @pytest.mark.parametrize("grow", [0, 48])
@@ -640,6 +653,25 @@ def test_an_answer_holds_only_what_is_new_and_is_made_whole_again(wire):
     sizes = [len(wire.carry(*devices)[1]) for devices in states]
     assert sizes[1] < 10 < sizes[2] < 40 < sizes[3] < sizes[0] > sizes[7]
     assert wire.carry(lost, one)[1] == '[{"state": "lost"}, {}]'
+
+
+def test_another_question_that_finds_no_devices_leaves_nothing_half_known(wire):
+    """The next answer has whole lists again."""
+    wire.carry(device(processes={1: 5}))
+    wire.carry(question="rare")
+    wire.carry(device(processes={1: 5}))
+    wire.carry(device(processes={1: 6}))
+
+
+def test_a_number_that_is_none_of_64_bits_is_a_gap():
+    """A driver's nonsense is not stored."""
+    found = device()
+    for metric, value in (("a", 2**63), ("b", -1), ("c", None), ("d", 2**63 - 1)):
+        found.take(metric, value)
+    assert (found.values, found.missing) == (
+        {"b": -1, "d": 2**63 - 1},
+        {"a": "failed", "c": "not-supported"},
+    )
 
 
 def test_of_its_processes_what_changed_and_what_is_gone_is_told(wire):

@@ -6,13 +6,15 @@ import os
 import random
 import signal
 import subprocess
+from types import SimpleNamespace
 
+import pytest
 from memplan_daemon.collectors.base import ALWAYS_IN_FULL
 from memplan_daemon.collectors.process import ProcessCollector
 from memplan_daemon.proc import ProcFolder
 from memplan_daemon.pulse import REST_TICKS, Pulse
 from memplan_daemon.sampler import Sampler
-from memplan_daemon.tree import Group
+from memplan_daemon.tree import Group, ProcessTable
 
 from memplan.testing import ManualClock
 
@@ -91,8 +93,9 @@ def test_real_processes_that_end_are_faint_by_kept_descriptors():
             process.close()
 
 
-def test_in_a_large_run_who_ends_leaves_in_the_next_tick_with_a_final_row(proc, writer):
-    """Without a listing: its memory is gone, and it waits to be reaped."""
+@pytest.fixture
+def large(proc, writer):
+    """Return a sampler of a run of these processes, listed every 15 s, and its clock."""
     for pid in PIDS:
         add(proc, pid, 100 + pid)
     clock = ManualClock()
@@ -102,25 +105,88 @@ def test_in_a_large_run_who_ends_leaves_in_the_next_tick_with_a_final_row(proc, 
         writer=writer,
         interval_s=1.0,
         proc=proc.folder,
+        table=ProcessTable(proc.folder, clock, shortest_s=15.0),
     )
     group = Group(proc.folder)
     group.wanted = set(PIDS)
     sampler.watch_group("r", group)
-    sampler.tick()
-    listings = sampler._table.number
-    sampler._table._next_ns = clock.monotonic_ns() + 10**12
-    proc.add(12, state="Z")
-    proc.write("12/statm", "0 0 0 0 0 0 0\n")
+
+    def ticks(number=1):
+        for _ in range(number):
+            sampler.tick()
+            clock.advance(1)
+
+    ticks()
+    yield SimpleNamespace(sampler=sampler, group=group, ticks=ticks)
+    sampler.close()
+
+
+def end(proc, pid):
+    """It has ended, and waits to be reaped."""
+    proc.add(pid, state="Z")
+    proc.write(f"{pid}/statm", "0 0 0 0 0 0 0\n")
+
+
+def test_in_a_large_run_who_ends_leaves_in_the_next_tick_with_a_final_row(proc, writer, large):
+    """Without a listing; who gets its number until the next one is no member."""
+    end(proc, 12)
     proc.remove(13)
-    group.wanted = set(PIDS) - {12, 13}
-    clock.advance(1)
-    sampler.tick()
-    assert sampler._table.number == listings
-    assert set(group.members) == set(PIDS) - {12, 13}
+    large.ticks()
+    assert set(large.group.members) == set(PIDS) - {12, 13}
     for pid in (12, 13):
         assert writer.values(f"process:{pid}", "final_rss_bytes") == [4096 * (100 + pid)]
     assert writer.values("tree", "processes_count")[-1] == len(PIDS) - 2
-    sampler.close()
+    add(proc, 13, 9999)
+    large.ticks(3)
+    assert set(large.group.members) == set(PIDS) - {12, 13}
+    assert large.sampler._table.number == 1
+
+
+def test_where_all_end_in_one_tick_each_has_its_final_row(proc, writer, large):
+    """Killed together, as the ranks of a job are."""
+    for pid in PIDS:
+        end(proc, pid)
+    large.ticks()
+    for pid in PIDS:
+        assert writer.values(f"process:{pid}", "final_rss_bytes") == [4096 * (100 + pid)]
+    large.ticks(30)
+    assert len(writer.values("process:12", "final_rss_bytes")) == 1
+
+
+@pytest.mark.parametrize("giver", [12, 13])
+@pytest.mark.parametrize("how", ["ends", "lets go"])
+def test_memory_that_one_lets_go_and_another_takes_is_no_peak(proc, writer, large, giver, how):
+    """Also where it is not the giver's turn in that second."""
+    gib = 2**30 // 4096
+    add(proc, giver, 4 * gib)
+    large.ticks(2 * REST_TICKS)
+    if how == "ends":
+        end(proc, giver)
+    else:
+        add(proc, giver, 1)
+    add(proc, 19, 4 * gib)
+    large.ticks(3)
+    assert max(writer.values("tree", "rss_bytes")) < 4.1 * 2**30
+    assert max(writer.values("tree", "hwm_bytes")) < 4.1 * 2**30
+
+
+def test_who_does_not_move_is_stored_at_its_pace_whatever_the_others_are(writer, large):
+    """The paces part after a tick that was missed."""
+    large.sampler._pace_due_ns["still"] += 2 * 10**9
+    large.ticks(121)
+    for metric in ("rss_bytes", "hwm_bytes"):
+        assert len(writer.values("process:12", metric)) in {4, 5}, metric
+
+
+def test_what_is_remembered_of_a_run_is_bounded_by_its_members(proc, large):
+    """Processes come and go for weeks."""
+    collector = large.sampler._collectors[0]
+    for pid in range(100, 160):
+        add(proc, pid, 50)
+        large.group.wanted = {*PIDS, pid}
+        large.ticks()
+        proc.remove(pid)
+    assert len(collector._states["r"].untold) <= len(PIDS) + 1
 
 
 def test_who_rests_takes_turns_until_it_moves(proc, monkeypatch):

@@ -70,6 +70,21 @@ def test_documents_come_back(anywhere):
             reader.run("r-2")
 
 
+def test_a_number_beyond_64_bits_is_left_out_and_stops_nothing(anywhere):
+    """Also the block that it would have been in is packed."""
+    with LocalWriter(anywhere) as writer, StoreReader(anywhere) as reader:
+        nonsense = [
+            Sample(series=HOST, t_ns=BEGIN - 2, value=2**63),
+            Sample(series=GPU, t_ns=BEGIN - 2, value=-(2**63) - 1),
+            Sample(series=HOST, t_ns=BEGIN - 1, value=2**64),
+            Sample(series=GPU, t_ns=BEGIN - 1, value=2**63 - 1),
+        ]
+        writer.write_samples(nonsense)
+        sent = fill(writer, BLOCK_INSTANTS)
+        assert set(reader.samples(None).samples) == {nonsense[-1], *sent}
+        assert max(peak.value for peak in reader.peaks(None)) == 2**63 - 1
+
+
 def test_a_reader_sees_one_moment(anywhere):
     """What is written between two of its queries is not there yet, on a server neither."""
     with LocalWriter(anywhere) as writer, StoreReader(anywhere) as reader:
