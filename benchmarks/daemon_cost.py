@@ -275,7 +275,8 @@ def daemon() -> None:
 def report(subject: Subject, share: float, rss: float) -> None:
     """Print what one program took, and what it held before."""
     ours, pids = subject.ours, family(subject.pid)
-    say(f"{subject.name}: CPU", f"{share:.2%}", "<= 0.50% of a core" if ours else "")
+    aim = "<= 0.50% of a core" if ours and subject.port is None else ""
+    say(f"{subject.name}: CPU", f"{share:.2%}", aim)
     if subject.times > 1:
         say(f"  times {subject.times} processes", f"{share * subject.times:.1%}")
     now = memory_mib([subject.pid])

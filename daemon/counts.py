@@ -12,7 +12,7 @@ class Paces:
     """Seconds between the slower readings; each is taken in the first tick, too."""
 
     medium_s: float = 5.0
-    """What changes slowly: control groups, power, temperature."""
+    """What changes slowly, or seldom: control groups, OOM kills, power, temperature."""
     still_s: float = 30.0
     """In large runs, processes that have not moved."""
     rare_s: float = 60.0

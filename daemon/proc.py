@@ -252,6 +252,10 @@ class Process:
         """Return its statm file, kept, too: the kernel makes it in a tenth of status's time."""
         return self._read_kept("statm")
 
+    def cgroup(self) -> bytes | None:
+        """Return its control groups, kept, too."""
+        return self._read_kept("cgroup")
+
     def _read_kept(self, name: str) -> bytes | None:
         try:
             descriptor = self.keep(name)

@@ -12,6 +12,7 @@ from memplan_daemon.collectors.base import (
     ALWAYS_IN_FULL,
     Collector,
     Event,
+    HostOnly,
     Pace,
     Reading,
     Steady,
@@ -104,7 +105,8 @@ class Sampler:
         """Runs that ask not to be disturbed at the moment."""
         self._staged = staged
         self._clock = clock
-        self._collectors = collectors
+        self._of_host = list(enumerate(collectors))
+        self._of_runs = [(i, one) for i, one in self._of_host if not isinstance(one, HostOnly)]
         self._host_interval_ns = None if host_interval_s is None else round(host_interval_s * NS)
         self._proc = proc or ProcFolder()
         self._table = table or ProcessTable(self._proc, clock)
@@ -338,7 +340,8 @@ class Sampler:
     ) -> list[Instant]:
         """Ask every collector about a run, or the host, and return the samples."""
         groups = []
-        for i, collector in enumerate(self._collectors):
+        host = watch.run_id is None
+        for i, collector in self._of_host if host else self._of_runs:
             items = self._readings(i, collector, watch)
             if items:
                 groups.append(items)

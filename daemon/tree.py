@@ -15,7 +15,7 @@ __all__ = ["ALL_ANEW", "Group", "ProcessTable", "Tree"]
 SCAN_SHARE = 10
 """A scan of all processes is repeated after ten times what it took: at most a tenth of a core."""
 
-RARELY = 3
+RARELY = 6
 """Where listings are needed only to see how processes belong together, there are so many fewer."""
 
 ALL_ANEW = 12

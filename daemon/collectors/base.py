@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "Gap",
     "GapState",
+    "HostOnly",
     "Pace",
     "Reading",
     "Steady",
@@ -87,9 +88,12 @@ class Steady(NamedTuple):
     """What is stored in a tick that stores what has moved: that, and the run's total."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Watch:
-    """What is to be read in this tick: a run's processes, or the host at large."""
+    """What is to be read in this tick: a run's processes, or the host at large.
+
+    Nobody changes it; a frozen one takes three times as long to make.
+    """
 
     run_id: str | None
     """The run; None = the host's own readings."""
@@ -118,6 +122,10 @@ class Watch:
 
 HOST = Watch(run_id=None, pid=None)
 """The host's own readings, first tick."""
+
+
+class HostOnly:
+    """Marks a collector that has nothing to say of a run."""
 
 
 class Collector(Protocol):

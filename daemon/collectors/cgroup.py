@@ -63,7 +63,7 @@ class CgroupCollector:
 
     def _readings(self, watch: Watch) -> Iterator[Reading | Event]:
         member = watch.members.get(watch.pid or 0) or next(iter(watch.members.values()))
-        place = _place(member.read("cgroup") or b"")
+        place = _place(member.cgroup() or b"")
         if place is None:
             return
         if watch.tick != self._tick:

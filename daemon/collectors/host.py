@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from memplan_daemon.collectors.base import Event, Gap, Reading, Watch
+from memplan_daemon.collectors.base import Event, Gap, HostOnly, Reading, Watch
 from memplan_daemon.proc import ProcFolder
 
 __all__ = ["HostCollector", "OomKills"]
@@ -20,11 +20,12 @@ _KILLED = re.compile(
     rb"(?:Out of memory|Memory cgroup out of memory): Killed process (\d+) \((.*?)\)"
 )
 _MESSAGE_BYTES = 8192
+
 _MOST_MESSAGES = 1000
 
 
-class HostCollector:
-    """Reads /proc/meminfo, the pressure stall totals and the count of OOM kills, once per tick.
+class HostCollector(HostOnly):
+    """Reads /proc/meminfo and the pressure stall totals once per tick, OOM kills at the medium pace.
 
     used_bytes is total less available: what cannot be had without swapping. Page cache that can be
     dropped does not count as used. stall_some_microseconds and stall_full_microseconds are the
@@ -43,12 +44,12 @@ class HostCollector:
 
     def collect(self, watch: Watch) -> Iterable[Reading | Gap | Event]:
         """Return the host's readings; nothing for a run."""
-        return [] if watch.run_id is not None else self._read()
+        return [] if watch.run_id is not None else self._read(watch)
 
-    def _read(self) -> Iterator[Reading | Gap | Event]:
+    def _read(self, watch: Watch) -> Iterator[Reading | Gap | Event]:
         yield from self._memory()
         yield from self._pressure()
-        if (count := self._oom_count()) is not None:
+        if "medium" in watch.due and (count := self._oom_count()) is not None:
             yield Reading("host", "oom_kill_count", count)
             yield from self._kills.news(count)
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from memplan_daemon.collectors.base import Reading, Watch
+from memplan_daemon.collectors.base import HostOnly, Reading, Watch
 from memplan_daemon.proc import ProcFolder, kib_fields
 
 __all__ = ["OwnCollector"]
 
 
-class OwnCollector:
+class OwnCollector(HostOnly):
     """Reads "daemon" rss_bytes, cpu_microseconds and more at the medium pace.
 
     Its open files are counted at the rare one.

@@ -146,7 +146,9 @@ class ProcessCollector:
 
     def _carry_on(self, state: _State, watch: Watch) -> list[Reading] | None:
         """Read who has moved and return what is new; None where all is to be put together."""
-        watched, state.watched = state.watched, {}  # if this fails, the next tick begins anew
+        watched, state.watched = state.watched, {}
+        if not watched:  # the first tick, or the last one failed: nothing is known for sure
+            state.members = {}
         if watch.moved is None or watch.in_full or watch.members is not watched:
             return None
         if not watch.moved:

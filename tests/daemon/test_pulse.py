@@ -99,9 +99,10 @@ def large(proc, writer):
     for pid in PIDS:
         add(proc, pid, 100 + pid)
     clock = ManualClock()
+    collector = ProcessCollector(clock)
     sampler = Sampler(
         clock=clock,
-        collectors=[ProcessCollector(clock)],
+        collectors=[collector],
         writer=writer,
         interval_s=1.0,
         proc=proc.folder,
@@ -117,7 +118,7 @@ def large(proc, writer):
             clock.advance(1)
 
     ticks()
-    yield SimpleNamespace(sampler=sampler, group=group, ticks=ticks)
+    yield SimpleNamespace(sampler=sampler, collector=collector, group=group, ticks=ticks)
     sampler.close()
 
 
@@ -180,13 +181,12 @@ def test_who_does_not_move_is_stored_at_its_pace_whatever_the_others_are(writer,
 
 def test_what_is_remembered_of_a_run_is_bounded_by_its_members(proc, large):
     """Processes come and go for weeks."""
-    collector = large.sampler._collectors[0]
     for pid in range(100, 160):
         add(proc, pid, 50)
         large.group.wanted = {*PIDS, pid}
         large.ticks()
         proc.remove(pid)
-    assert len(collector._states["r"].untold) <= len(PIDS) + 1
+    assert len(large.collector._states["r"].untold) <= len(PIDS) + 1
 
 
 def test_who_rests_takes_turns_until_it_moves(proc, monkeypatch):
