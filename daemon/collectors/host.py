@@ -25,7 +25,7 @@ _MOST_MESSAGES = 1000
 
 
 class HostCollector(HostOnly):
-    """Reads /proc/meminfo and the pressure stall totals once per tick, OOM kills at the medium pace.
+    """Reads /proc/meminfo and pressure stall totals once per tick, OOM kills at the medium pace.
 
     used_bytes is total less available: what cannot be had without swapping. Page cache that can be
     dropped does not count as used. stall_some_microseconds and stall_full_microseconds are the
