@@ -169,6 +169,8 @@ class _Run:
         values = _alive(rare, rare.values, fast)
         if medium is not fast:
             values |= _alive(medium, medium.values, fast)
+        for names in fast.gaps.keys() & values.keys():
+            del values[names]  # what it was in an older tick is not what it is
         values |= fast.values
         missing = _alive(medium, medium.gaps, fast) | fast.gaps
         gaps = {names: state for names, state in missing.items() if names not in values}

@@ -34,12 +34,24 @@ def test_a_snapshot_is_what_all_readings_together_say(weather):
         fresh = {key[:2] for key in of(Reading, fast)}
         runs = weather.watched
         values = alive(of(Reading, layers["rare"]), fresh, runs)
-        values |= alive(of(Reading, layers["medium"]), fresh, runs) | of(Reading, fast)
+        values |= alive(of(Reading, layers["medium"]), fresh, runs)
+        values = {k: v for k, v in values.items() if k not in of(Gap, fast)} | of(Reading, fast)
         gaps = alive(of(Gap, layers["medium"]), fresh, runs) | of(Gap, fast)
         found = board.snapshot()
         assert (found.tick, found.runs) == (weather.tick, runs)
         assert found.values == values
         assert found.gaps == {key: gap for key, gap in gaps.items() if key not in values}
+
+
+def test_a_number_that_cannot_be_read_any_more_is_a_gap_at_once():
+    """Not what it was when slower readings were taken."""
+    board, load = Board(), Reading("gpu:G", "utilization_percent", 5)
+    used, gap = Reading("gpu:G", "used_bytes", 7), Gap("gpu:G", "used_bytes", "failed")
+    board.publish(t_ns=1, tick=1, due=("medium", "rare"), found=[(None, [used, load])], runs={})
+    assert board.snapshot().values[None, "gpu:G", "used_bytes"] == 7
+    board.publish(t_ns=2, tick=2, due=(), found=[(None, [load, gap])], runs={})
+    assert (None, "gpu:G", "used_bytes") not in board.snapshot().values
+    assert board.snapshot().gaps == {(None, "gpu:G", "used_bytes"): "failed"}
 
 
 def test_what_was_handed_out_does_not_change(weather):
