@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from memplan.errors import DaemonError
-from memplan.store.append import BLOCK_INSTANTS, HOUR_NS
+from memplan.store.append import BLOCK_INSTANTS
+from memplan.store.frame import HOUR_NS
 from memplan.store.reader import StoreReader
 from memplan.store.remote import DaemonClient, RemoteWriter, socket_path
 from memplan.store.retention import Policy

@@ -37,6 +37,8 @@ class Backlog:
         Args:
             clock: tells how long a tick has waited.
         """
+        self.taken = 0
+        """Samples handed over so far: the store has them, in its memory or on disk."""
         self._clock = clock
         self._ticks: deque[_Tick] = deque()
 
@@ -49,12 +51,11 @@ class Backlog:
         if samples:
             self._ticks.append(_Tick(self._clock.monotonic_ns(), Instants.of(samples)))
 
-    def flush(self, write: Callable[[Instants], None], taken: Callable[[int], None]) -> None:
+    def flush(self, write: Callable[[Instants], None]) -> None:
         """Hand over all that waits, part by part. Raises what `write` raises; the rest stays.
 
         Args:
             write: takes samples.
-            taken: is told how many of them it has, after each part.
         """
         while self._ticks:
             count = size = 0
@@ -65,7 +66,7 @@ class Backlog:
                 count += 1
             ticks = list(islice(self._ticks, count))
             write(Instants(instant for tick in ticks for instant in tick.samples.instants))
-            taken(size)
+            self.taken += size
             for _ in range(count):
                 self._ticks.popleft()
 

@@ -17,6 +17,7 @@ __all__ = [
     "ProcFolder",
     "Process",
     "Stat",
+    "has_memory",
     "kib_fields",
     "may_keep",
     "parse_stat",
@@ -119,6 +120,11 @@ def parse_stat(data: bytes | None) -> Stat | None:
         )
     except (IndexError, ValueError):
         return None
+
+
+def has_memory(statm: bytes | None) -> bool:
+    """Tell by its statm file whether a process has memory of its own: who ended has none."""
+    return statm is not None and not statm.startswith(b"0 ")
 
 
 def kib_fields(data: bytes) -> dict[str, int]:

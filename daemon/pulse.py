@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from operator import eq
 
-from memplan_daemon.proc import Process
+from memplan_daemon.proc import Process, has_memory
 
 __all__ = ["REST_TICKS", "Pulse"]
 
@@ -23,8 +23,8 @@ Runs = Mapping[str, Mapping[int, Process]]
 """Run -> its processes by id: another mapping as soon as anything in it is another."""
 
 
-_Seen = tuple[str, Process, bytes | None, bool]
-"""(run, process, what it says, is that what it said)."""
+_Seen = tuple[str, Process, bool, bool]
+"""(run, process, has it moved, has it no memory)."""
 
 
 class Pulse:
@@ -66,10 +66,10 @@ class Pulse:
 
     def _take(self, seen: Iterable[_Seen]) -> Iterator[tuple[str, Process]]:
         """Yield who has moved of those that were looked at."""
-        for run_id, process, said, same in seen:
-            if said is None or said.startswith(b"0 "):
+        for run_id, process, moved, faint in seen:
+            if faint:
                 self.faint.append((run_id, process.pid))
-            if not same:
+            if moved:
                 self._woken |= self._tick - self._moved_at[process] > REST_TICKS
                 self._moved_at[process] = self._tick
                 yield run_id, process
@@ -125,12 +125,14 @@ class _Row:
             return []
         self._said[begin:end] = now
         seen = []
-        for those, said, same in zip(
-            self._those[begin:end], now, map(eq, now, before), strict=True
-        ):
-            if said is None or not same or said.startswith(b"0 "):
-                seen.append((*those, said, same and said is not None))
-        self._any_faint = any(said is None or said.startswith(b"0 ") for said in self._said)
+        any_faint = run_id is not None and self._any_faint  # of the others nothing new is known
+        places = zip(self._those[begin:end], now, map(eq, now, before), strict=True)
+        for (run, process), said, same in places:
+            faint = not has_memory(said)
+            if faint or not same:
+                any_faint |= faint
+                seen.append((run, process, said is None or not same, faint))
+        self._any_faint = any_faint
         return seen
 
     def _read(self, begin: int, end: int) -> list[bytes | None]:

@@ -9,7 +9,6 @@ from memplan_daemon.backlog import Backlog
 from memplan_daemon.budget import CpuBudget
 from memplan_daemon.clock import NS, Clock, ClockWatch
 from memplan_daemon.collectors.base import (
-    ALWAYS_IN_FULL,
     Collector,
     Event,
     HostOnly,
@@ -116,7 +115,6 @@ class Sampler:
         self._pulse = Pulse()
         self._failing: set[int] = set()
         self._over: list[str] = []
-        self._taken = 0  # samples that the store has, in its memory or on disk
         self._backlog = Backlog(clock)
         self._extra: list[Instant] = []
         self._extra_found: list[tuple[str | None, Found]] = []
@@ -225,7 +223,7 @@ class Sampler:
         write = self.writer.stage_samples if self._staged else self.writer.write_samples
         try:
             self.events.save(self.writer)
-            self._backlog.flush(write, self._count_taken)
+            self._backlog.flush(write)
         except (StoreError, DaemonError) as error:
             if str(error) != self.store_error:
                 _log.warning("the store refuses samples, they wait: %s", error)
@@ -248,7 +246,7 @@ class Sampler:
         """Bring what is written and what waits up to date: others may have made the store flush."""
         staged = int(getattr(self.writer, "waiting", 0))
         given_up = int(getattr(self.writer, "dropped", 0))
-        self.counts.samples_written = self._taken - staged - given_up
+        self.counts.samples_written = self._backlog.taken - staged - given_up
         self.counts.samples_waiting = staged + len(self._backlog)
 
     @property
@@ -304,12 +302,11 @@ class Sampler:
             if not group.alive and isinstance(group, Tree):
                 self.unwatch(run_id)
                 continue
-            large = len(group.members) > ALWAYS_IN_FULL
             watch = Watch(  # also of one that is empty, whose end is to be told
                 run_id=run_id,
                 pid=group.pid,
                 members=group.members,
-                moved=self._pulse.moved.get(run_id, ()) if large else None,
+                moved=self._pulse.moved.get(run_id, ()) if group.is_large else None,
                 late=self._pulse.late,
                 tick=tick,
                 due=due,
@@ -328,10 +325,7 @@ class Sampler:
         for group in self._groups.values():
             if group.needs_update(listed=listed):
                 group.update(self._table)
-        every = {run_id: group.members for run_id, group in self._groups.items()}
-        self._pulse.read(
-            {run: those for run, those in every.items() if len(those) > ALWAYS_IN_FULL}
-        )
+        self._pulse.read({run: g.members for run, g in self._groups.items() if g.is_large})
         for run_id, pid in self._pulse.faint:
             self._groups[run_id].let_go(pid)
 
@@ -364,9 +358,6 @@ class Sampler:
             return []
         self._failing.discard(index)
         return readings
-
-    def _count_taken(self, samples: int) -> None:
-        self._taken += samples
 
 
 def _info(group: Group) -> RunInfo:

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 
 from memplan_daemon.clock import NS, Clock
 from memplan_daemon.collectors.base import ALWAYS_IN_FULL
-from memplan_daemon.proc import Process, ProcFolder, Stat
+from memplan_daemon.proc import Process, ProcFolder, Stat, has_memory
 
 __all__ = ["ALL_ANEW", "Group", "ProcessTable", "Tree"]
 
@@ -154,6 +154,11 @@ class Group:
         """True while any member lives."""
         return bool(self._members)
 
+    @property
+    def is_large(self) -> bool:
+        """True where who has not moved is not read in every tick."""
+        return len(self._members) > ALWAYS_IN_FULL
+
     def needs_update(self, *, listed: bool) -> bool:
         """Tell whether `update` has something to do; `listed` = all processes were just listed."""
         return listed or self.wanted != self._members.keys()
@@ -170,9 +175,7 @@ class Group:
 
     def _suspects(self, table: ProcessTable) -> Collection[int]:
         """Return those that may have ended."""
-        if len(self._members) <= ALWAYS_IN_FULL:
-            return self._members
-        return self._members.keys() - table.stats.keys()
+        return self._members.keys() - table.stats.keys() if self.is_large else self._members
 
     def drop_ended(self, suspects: Iterable[int] | None = None) -> None:
         """Let go of members that ended: what has memory has not, which costs least to ask.
@@ -185,8 +188,7 @@ class Group:
             member = self._members.get(pid)
             if member is None:
                 continue
-            statm = member.statm()
-            if statm is not None and not statm.startswith(b"0 "):
+            if has_memory(member.statm()):
                 continue
             stat = member.stat()
             if stat is None or stat.state in "ZX":

@@ -168,8 +168,7 @@ class Watches:
             sampler: samples the runs.
             book: stores them.
             proc: the /proc to read.
-            gpu_pids: returns the processes on a GPU, or (None) on any; the same object while they
-                are the same.
+            gpu_pids: returns the processes on a GPU, or (None) on any.
         """
         self._sampler = sampler
         self._book = book

@@ -33,7 +33,7 @@ class Collectors:
             gpu.close()
 
     def gpu_pids(self, uuid: str | None) -> AbstractSet[int]:
-        """Return the processes on a GPU, or (None) on any; the same object while they are so."""
+        """Return the processes on a GPU, or (None) on any."""
         first, *others = (gpu.pids(uuid) for gpu in self.gpus)
         return first.union(*others) if others else first
 

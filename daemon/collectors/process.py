@@ -357,9 +357,8 @@ def _readings(
     there = [metric for metric in metrics if metric in values]
     if [reading[1] for reading in before] == there:
         return [
-            reading if values[reading[1]] == reading[2] else Reading(entity, reading[1], value)
-            for reading in before
-            for value in (values[reading[1]],)
+            reading if values[metric] == reading[2] else Reading(entity, metric, values[metric])
+            for metric, reading in zip(there, before, strict=True)
         ]
     return [Reading(entity, metric, values[metric]) for metric in there]
 

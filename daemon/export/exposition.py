@@ -101,6 +101,14 @@ class Block:
         self.text = b"\n".join(lines)
 
 
+def _block(
+    known: Block | None, client: Client, family: Family, factor: float, labels: Sequence[Labels]
+) -> Block:
+    """Return the block that is known while its series are these, otherwise another one."""
+    same = known is not None and known.labels == labels
+    return known if known is not None and same else Block(client, family, factor, labels)
+
+
 class Beside:
     """The text of what is shown beside a moment's numbers: few series, that stay for long."""
 
@@ -113,13 +121,12 @@ class Beside:
         """Return these metrics; one without series is not shown."""
         blocks = {}
         for family in families:
+            if not family.series:
+                continue
             labels = [values for values, _ in family.series]
-            block = self._blocks.get(family.name)
-            if labels and (block is None or block.labels != labels):
-                block = Block(self._client, family, 1.0, labels)
-            if labels and block is not None:
-                block.show(enumerate(number for _, number in family.series))
-                blocks[family.name] = block
+            known = self._blocks.get(family.name)
+            block = blocks[family.name] = _block(known, self._client, family, 1.0, labels)
+            block.show(enumerate(number for _, number in family.series))
         self._blocks = blocks
         return blocks.values()
 
@@ -160,11 +167,9 @@ class Page:
         self._where = [self._place(names, found) for names in part.names]
         blocks = {}
         for metric, labels in found.items():
-            block, family = self._blocks.get(metric), self._families[metric]
-            if family is not None and (block is None or block.labels != labels):
-                block = Block(self._client, *family, labels)
-            if block is not None:
-                blocks[metric] = block
+            if (family := self._families[metric]) is not None:
+                known_block = self._blocks.get(metric)
+                blocks[metric] = _block(known_block, self._client, *family, labels)
         self._blocks = blocks
         self._show(range(len(part.values)))
 

@@ -54,7 +54,6 @@ _LISTS = (
 )
 """Functions that list processes, and what is missing where one fails."""
 _NO_LISTS = [None] * len(_LISTS)
-_NO_LIST = "not-supported"
 _HIGHEST_USED = 2**63
 """From here on it is no number of bytes, but NVML's mark for none, or nonsense."""
 _PROCESS = struct.Struct("@IQ8x")
@@ -198,7 +197,7 @@ class NvmlDevice:
         Where a list fails that the device has, nobody knows who is on it.
         """
         raw, was = [self._list(call, device, what) for call, what in self._lists], self._raw
-        if any(device.missing.get(what, _NO_LIST) != _NO_LIST for _, what in _LISTS):
+        if any(device.missing.get(what, "not-supported") != "not-supported" for _, what in _LISTS):
             return None
         if raw != was:
             alone = raw[1] == was[1] and not raw[1]

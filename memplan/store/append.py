@@ -21,13 +21,13 @@ from memplan.errors import StoreDamagedError
 from memplan.store import codec, tables
 from memplan.store.batch import SMALL, Instant
 from memplan.store.block import CHUNK, PEAK, ROLLUP, BlockRows
-from memplan.store.frame import HOUR_NS, MINUTE_NS, Frame, InstantRow, tick_frame
+from memplan.store.frame import Frame, InstantRow, tick_frame
 from memplan.store.partition import DAY_NS
 from memplan.store.tick import pack_rows, singles
 from memplan.store.upsert import add_peaks, add_rollups, delete_many, insert_many
 from memplan.types import Series
 
-__all__ = ["BLOCK_INSTANTS", "HOUR_NS", "LOOKED_UP", "MINUTE_NS", "SampleLog"]
+__all__ = ["BLOCK_INSTANTS", "LOOKED_UP", "SampleLog"]
 
 _log = logging.getLogger("memplan.store")
 
@@ -47,13 +47,11 @@ _BEYOND = 2**63
 LOOKED_UP = 500
 """Names in one look-up."""
 
-ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
-
 _TICK = ("host_id", "seq0", "seq1", "run_id", "t0_ns", "t1_ns", "n", "codec", "crc", "data")
 
 
 @dataclass(slots=True)
-class _Read:
+class _Kept:
     """Instants that wait for their block, as they came.
 
     To add them to columns at each flush would touch every column of the run each time.
@@ -72,7 +70,7 @@ class _Waiting:
     instants: int
     size: int
     """Packed bytes."""
-    read: _Read | None
+    kept: _Kept | None
     """All of them; None where some were written before this program began."""
 
 
@@ -170,13 +168,13 @@ class SampleLog:
         version, data = pack_rows(rows, seqs)
         waiting = self._waiting.get(run_id)
         if waiting is None:
-            waiting = self._waiting[run_id] = _Waiting(0, 0, _Read())
+            waiting = self._waiting[run_id] = _Waiting(0, 0, _Kept())
         waiting.instants += n
         waiting.size += len(data)
-        if waiting.read is not None:
-            waiting.read.rows += rows
-            waiting.read.seqs += seqs
-            waiting.read.ticks.append(seq0)
+        if waiting.kept is not None:
+            waiting.kept.rows += rows
+            waiting.kept.seqs += seqs
+            waiting.kept.ticks.append(seq0)
         times = [row[0] for row in rows]
         crc = codec.checksum(data, seq0, n)
         begin, end = min(times), max(times)
@@ -216,10 +214,10 @@ class SampleLog:
         A tick that is damaged is left out: the others must not wait for it for ever.
         """
         waiting = self._waiting.pop(run_id, None)
-        if waiting is not None and waiting.read is not None:
-            read = waiting.read
-            frame = Frame.of_rows(read.rows, read.seqs)
-            keys = [(self._host_id, seq0) for seq0 in read.ticks]
+        if waiting is not None and waiting.kept is not None:
+            kept = waiting.kept
+            frame = Frame.of_rows(kept.rows, kept.seqs)
+            keys = [(self._host_id, seq0) for seq0 in kept.ticks]
             delete_many(connection, tables.tick, _TICK[:2], keys)
         else:
             t = tables.tick.c

@@ -16,7 +16,7 @@ from memplan.store.frame import (
     HOUR_NS,
     MINUTE_NS,
     Frame,
-    Summary,
+    by_period,
     merge,
     period_cuts,
     summarize_parts,
@@ -149,12 +149,11 @@ class BlockRows:
         """Add the rows of a column, whatever its values and its clock did."""
         parts = summarize_parts(values, read.cuts)
         whole = reduce(merge, [part for _, part in parts])
-        self._roll_up(self._minutes, series, parts)
-        if read.hour is None:
-            hours = [(period * MINUTE_NS // HOUR_NS, part) for period, part in parts]
-            self._roll_up(self._hours, series, hours)
-        else:
-            self._roll_up(self._hours, series, [(read.hour, whole)])
+        for periods, period_ns in ((self._minutes, MINUTE_NS), (self._hours, HOUR_NS)):
+            for (period, _), found in by_period({series: parts}, MINUTE_NS, period_ns).items():
+                n, low, _, high, high_t_ns, total, _, _, last = found
+                row = (self._host_id, period, series, n, low, high, high_t_ns, total, last)
+                periods[period].append(row)
         n, low, low_t_ns, high, high_t_ns, total, _, _, last = whole
         self._add_chunk(series, values, read, (n, low, low_t_ns, high, high_t_ns, total, last))
 
@@ -173,14 +172,3 @@ class BlockRows:
         self.size_bytes += len(data)
         peak = (self._host_id, series, n, low, high, high_t_ns, read.first_t_ns, read.last_t_ns)
         self.peaks.append(peak)
-
-    def _roll_up(
-        self, periods: _Periods, series: int, parts: Sequence[tuple[int, Summary]]
-    ) -> None:
-        """Add summaries to periods; a period that comes several times is merged."""
-        found: dict[int, Summary] = {}
-        for period, part in parts:
-            found[period] = merge(found[period], part) if period in found else part
-        for period, (n, low, _, high, high_t_ns, total, _, _, last) in found.items():
-            row = (self._host_id, period, series, n, low, high, high_t_ns, total, last)
-            periods[period].append(row)

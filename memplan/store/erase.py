@@ -15,7 +15,8 @@ from sqlalchemy import delete, func, select, text
 
 from memplan.errors import UsageError
 from memplan.store import queries, tables
-from memplan.store.append import HOUR_NS, LOOKED_UP, MINUTE_NS, batched
+from memplan.store.append import LOOKED_UP, batched
+from memplan.store.frame import HOUR_NS, MINUTE_NS
 from memplan.store.upsert import insert_new, replace_rows
 
 __all__ = ["AT_ONCE", "Kind", "begin", "erased", "hold_off", "is_there", "pending", "step"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from memplan.errors import StoreVersionError, UsageError
-from memplan.store.append import HOUR_NS, MINUTE_NS
+from memplan.store.frame import HOUR_NS, MINUTE_NS
 from memplan.store.migrate import HEAD
 from memplan.store.upkeep import backup, local_path, new_file, open_read_only
 

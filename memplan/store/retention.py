@@ -16,8 +16,8 @@ import sqlalchemy
 from sqlalchemy import delete, func, select
 
 from memplan.store import erase, tables
-from memplan.store.append import HOUR_NS, MINUTE_NS
 from memplan.store.engine import driver
+from memplan.store.frame import HOUR_NS, MINUTE_NS
 from memplan.store.partition import DAY_NS
 
 __all__ = ["BATCH_S", "Policy", "Retention"]

@@ -22,8 +22,9 @@ from sqlalchemy import delete, func, insert, select, text
 
 from memplan.errors import StoreError
 from memplan.store import erase, outbox, queries, tables
-from memplan.store.append import HOUR_NS, MINUTE_NS, ROLLUPS, batched
+from memplan.store.append import batched
 from memplan.store.engine import check_encoding, is_url, reader_engine, translated, writer_engine
+from memplan.store.frame import HOUR_NS, MINUTE_NS
 from memplan.store.migrate import migrate
 from memplan.store.partition import DAY_NS, Partitions
 from memplan.store.readonly import shown
@@ -39,6 +40,9 @@ BATCH_BYTES = 512 * 1024
 
 _HOUR_BYTES = 64 * 1024
 """What an hour of roll-ups counts for here."""
+
+_ROLLUPS = ((tables.rollup_1m, MINUTE_NS), (tables.rollup_1h, HOUR_NS))
+"""Table -> its period."""
 
 _ROWS = 1000
 _HOST_LOCK = 0x6D70686F
@@ -240,7 +244,7 @@ class _Batch:
                 tables.series,
                 *_DOCUMENTS.values(),
                 *((tables.block, tables.chunk) if raw else ()),
-                *(table for table, _ in ROLLUPS),
+                *(table for table, _ in _ROLLUPS),
                 tables.peak,
             )
         }
@@ -258,7 +262,7 @@ class _Batch:
             if kind == "block":
                 number, run_id, t0_ns, t1_ns = key
                 found = periods.setdefault(run_id, {})
-                for table, period_ns in ROLLUPS:
+                for table, period_ns in _ROLLUPS:
                     touched = range(t0_ns // period_ns, t1_ns // period_ns + 1)
                     found.setdefault(table.name, set()).update(touched)
                 if raw:
@@ -332,14 +336,14 @@ class _Batch:
         ).scalars()
         for part in batched(sorted(ids), _ROWS):
             wanted = text(f"series_id IN {queries.among(part)}")
-            for table, _ in ROLLUPS:
+            for table, _ in _ROLLUPS:
                 there = text(f"period IN {queries.among(sorted(periods[table.name]))}")
                 self._add(table, self._mine(table), there, wanted)
             self._add(tables.peak, self._mine(tables.peak), wanted)
 
     def _add_hour(self, hour: int) -> None:
         """Add the roll-ups of an hour, with the peaks of their series."""
-        for table, period_ns in ROLLUPS:
+        for table, period_ns in _ROLLUPS:
             c, each = table.c, HOUR_NS // period_ns
             self._add(
                 table, self._mine(table), c.period >= hour * each, c.period < (hour + 1) * each

@@ -13,7 +13,7 @@ import signal
 import sqlalchemy
 
 from memplan.store import ship
-from memplan.store.append import HOUR_NS
+from memplan.store.frame import HOUR_NS
 from memplan.store.retention import Policy
 from memplan.store.writer import LocalWriter
 from memplan.types import Sample, Series
